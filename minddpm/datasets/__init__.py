@@ -1,0 +1,1 @@
+"""The image sets that ship with the package; see LICENSES.md."""

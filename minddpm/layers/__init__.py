@@ -1,0 +1,20 @@
+"""App. B.  The network's layers, one file each: a forward pass and its hand-derived gradient side by side, as a pullback.
+
+    y, back = layer(p, x, ...)          dx, dp = back(dy)          (dx alone where the layer has no parameters)
+
+B batch, H W height and width, C channels in, N channels out; arrays are NHWC, convolution weights HWIO, dense weights
+(in, out).  A layer writes to none of its arguments, `back` may be called more than once, and `dp` has exactly p's keys.
+Write ⟨a, b⟩ for the sum of the elementwise products.  `back` computes the adjoint of the layer's derivative J: the dx for
+which ⟨dy, J v⟩ = ⟨dx, v⟩ for every v; tests/gradcheck.py tests this very equation.
+"""
+
+from minddpm.layers.attention import attention
+from minddpm.layers.conv import conv1x1, conv2d
+from minddpm.layers.dropout import dropout
+from minddpm.layers.embedding import timestep_embedding
+from minddpm.layers.linear import linear
+from minddpm.layers.norm import group_norm
+from minddpm.layers.swish import swish
+from minddpm.layers.upsample import upsample
+
+__all__ = ["attention", "conv1x1", "conv2d", "dropout", "group_norm", "linear", "swish", "timestep_embedding", "upsample"]

@@ -1,0 +1,54 @@
+"""Progress of long work: a bar on a terminal, a plain line now and then where output goes to a file or a pipe."""
+
+import sys
+import time
+
+from tqdm import tqdm
+
+SECONDS = 10                # between two plain lines
+
+
+class Progress:
+    """`with Progress("train", total, "step") as progress: progress.update("loss 0.05")` after each unit of work.
+
+    done: how many of the total units an earlier session did.  work: how many images, say, a unit is; their rate is shown.
+    """
+
+    def __init__(self, name, total, unit, done=0, work=0):
+        self.name, self.total, self.unit, self.done, self.work = name, total, unit, done, work
+        self.first = done
+
+    def __enter__(self):
+        self.start = self.last_line = time.monotonic()
+        self.bar = tqdm(total=self.total, initial=self.done, desc=self.name, unit=self.unit, file=sys.stdout,
+                        dynamic_ncols=True) if sys.stdout.isatty() else None
+        return self
+
+    def __exit__(self, *error):
+        if self.bar is not None:
+            self.bar.close()
+
+    def update(self, text=""):
+        """One more unit is done; text is shown beside it."""
+        self.done += 1
+        if self.work:
+            text = f"{text}  {self.rate:.0f} images/s".strip()
+        if self.bar is not None:
+            self.bar.set_postfix_str(text, refresh=False)
+            self.bar.update()
+        elif self.done == self.total or time.monotonic() - self.last_line >= SECONDS:
+            self.last_line = time.monotonic()
+            left = (self.total - self.done) * (self.last_line - self.start) / max(1, self.done - self.first)
+            print(f"{self.name}  {self.unit} {self.done}/{self.total}  {text}  ETA {clock(left)}", flush=True)
+
+    @property
+    def rate(self):
+        """Units of work a second, since the start of this session."""
+        return (self.done - self.first) * self.work / max(1e-9, time.monotonic() - self.start)
+
+
+def clock(seconds):
+    """Seconds as h:mm:ss, or m:ss below an hour."""
+    minutes, s = divmod(round(seconds), 60)
+    hours, m = divmod(minutes, 60)
+    return f"{hours}:{m:02}:{s:02}" if hours else f"{m}:{s:02}"

@@ -1,0 +1,192 @@
+"""A training run and its folder: begin, save, resume, and the loop around Algorithm 1.
+
+    runs/NAME/
+        model_index.json, unet/, scheduler/     the model with EMA weights, a diffusers pipeline folder
+        training_state.safetensors              weights, Adam's moments and EMA as they were after `step` steps
+        settings.json                           everything that the run was told
+        log.csv                                 loss, gradient norm and learning rate of every tenth step, and the speed
+        samples/                                pictures made while training, each of the same noise
+"""
+
+import contextlib
+import csv
+import io
+import signal
+import threading
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from minddpm import backend, checkpoint, files, settings, tree
+from minddpm.data import Dataset, load
+from minddpm.errors import UserError
+from minddpm.generate import save_picture
+from minddpm.model import Model, save
+from minddpm.progress import Progress
+from minddpm.train import TrainingState, draw_batch, train_step
+from minddpm.unet import init
+from minddpm.workers import Workers
+
+LOG_EVERY = 10
+LOG_COLUMNS = ("step", "loss", "grad_norm", "lr", "images_per_s")
+STATE = "training_state.safetensors"
+
+
+@dataclass
+class Run:
+    """A run's folder, settings (resolved for its data), data set, device and state."""
+
+    folder: Path
+    settings: settings.Settings
+    dataset: Dataset
+    device: str
+    state: TrainingState
+
+    @property
+    def config(self):
+        """The network's sizes."""
+        return self.settings.config(self.dataset.image_shape[2])
+
+    @property
+    def model(self):
+        """The model as it is now, with the EMA weights."""
+        return Model(self.config, self.state.ema, self.settings.schedule(), self.settings.sigma2)
+
+
+def begin(folder, wanted):
+    """A new run in a folder of its own.  UserError: bad data or settings, or the folder is not empty or not writable."""
+    folder = Path(folder).absolute()
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not empty; choose another --out, or go on with the run in it: "
+                        f"minddpm train --resume {folder}")
+    dataset, wanted, device = _prepare(wanted)
+    files.write_json(folder / "settings.json", asdict(wanted))
+    return Run(folder, wanted, dataset, device, _new_state(wanted, dataset, device))
+
+
+def resume(folder, steps=None):
+    """The run in a folder, as it was last saved; steps: another number of steps to train for in all.
+
+    A run that was stopped before its first save begins again.  UserError: no run there, or a damaged one.
+    """
+    folder = Path(folder).absolute()
+    told = settings.read(folder)
+    dataset, told, device = _prepare(told if steps is None else replace(told, steps=steps))
+    state = _new_state(told, dataset, device)
+    if (folder / STATE).exists():
+        state = _read_state(folder / STATE, state, device)
+    if steps is not None:
+        files.write_json(folder / "settings.json", asdict(told))
+    _cut_log(folder / "log.csv", state.step)
+    return Run(folder, told, dataset, device, state)
+
+
+def save_run(run):
+    """The state first, then the model: a run killed between the two resumes from the newer state."""
+    state = run.state
+    trees = {"params": state.params, "m": state.m, "v": state.v, "ema": state.ema}
+    checkpoint.write(run.folder / STATE, trees, {"step": str(state.step)})
+    save(run.folder, run.model)
+
+
+def train(run):
+    """Alg. 1.  Train until settings.steps; True when it got there, False when Ctrl-C or SIGTERM stopped it.
+
+    Either way the run is saved.  UserError: a loss that is not finite, or a disk that is full; what was saved before stays.
+    """
+    told, state, s, cfg = run.settings, run.state, run.settings.schedule(), run.config
+    losses, saved = [], state.step
+    with _stop_signals() as stopped, workers_for(told, run.device) as workers, \
+            Progress("train", told.steps, "step", state.step, told.batch) as progress:
+        while state.step < told.steps and not stopped.is_set():
+            try:
+                metrics = train_step(told, cfg, s, state, draw_batch(told, run.dataset, state.step + 1, run.device), workers)
+            except UserError as e:
+                kept = f"the state of step {saved} is kept in {run.folder}" if saved else "nothing had been saved yet"
+                raise UserError(f"{e}; {kept}") from e
+            losses.append(metrics.loss)
+            progress.update(f"loss {metrics.loss:.4f}  grad norm {metrics.grad_norm:.3f}  lr {metrics.lr:.1e}")
+            if state.step % LOG_EVERY == 0:
+                mean = sum(losses) / len(losses)
+                losses.clear()
+                _log(run.folder / "log.csv", [state.step, f"{mean:.6f}", f"{metrics.grad_norm:.6f}", f"{metrics.lr:.6g}",
+                                              f"{progress.rate:.1f}"])
+            if told.save_every and state.step % told.save_every == 0:
+                save_run(run)
+                saved = state.step
+            if told.sample_every and state.step % told.sample_every == 0:
+                save_picture(run.folder / "samples" / f"step_{state.step:07}.png", run.model, 16, told.seed, workers)
+    if saved != state.step or not state.step:
+        save_run(run)
+    return state.step >= told.steps
+
+
+def workers_for(told, device):
+    """One worker a CPU unless settings.threads says otherwise; a GPU takes the batch whole from one thread."""
+    if device == "cuda":
+        return Workers(1, part=told.batch)
+    return Workers(told.threads or backend.cpu_count())
+
+
+def _prepare(wanted):
+    dataset = load(wanted.data)
+    wanted = wanted.resolved(dataset.image_shape)
+    wanted.schedule()
+    if wanted.batch > len(dataset.train):
+        raise UserError(f"batch {wanted.batch} is larger than the training set of {len(dataset.train)} images")
+    return dataset, wanted, backend.choose(wanted.device)
+
+
+def _new_state(told, dataset, device):
+    params = init(told.config(dataset.image_shape[2]), told.seed)
+    return TrainingState.begin(tree.map(lambda a: backend.to_device(a, device), params))
+
+
+def _read_state(path, like, device):
+    shapes = tree.map(lambda a: a.shape, like.params)
+    trees, metadata = checkpoint.read(path, {name: shapes for name in ("params", "m", "v", "ema")})
+    if not metadata.get("step", "").isdecimal():
+        raise UserError(f"{path} does not say which step it is of; expected a file that minddpm train wrote")
+    trees = tree.map(lambda a: backend.to_device(a, device), trees)
+    return TrainingState(int(metadata["step"]), trees["params"], trees["m"], trees["v"], trees["ema"])
+
+
+@contextlib.contextmanager
+def _stop_signals():
+    """An event that the first Ctrl-C or SIGTERM sets, so that the step at hand is finished; a second one interrupts it."""
+    stopped = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stopped
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def stop(number, frame):
+        stopped.set()
+        signal.signal(number, before[number])
+
+    for number in before:
+        signal.signal(number, stop)
+    try:
+        yield stopped
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _log(path, row):
+    try:
+        new = not path.exists()
+        with open(path, "a", newline="") as f:
+            csv.writer(f).writerows(([LOG_COLUMNS] if new else []) + [row])
+    except OSError as e:
+        raise UserError(f"{path} cannot be written: {e.strerror}") from e
+
+
+def _cut_log(path, step):
+    """Drop the rows of steps after the last save: they are about to be done again."""
+    if not path.exists():
+        return
+    with open(path, newline="") as f:
+        rows = [row for row in csv.reader(f) if row and (row[0] == "step" or row[0].isdecimal() and int(row[0]) <= step)]
+    text = io.StringIO()
+    csv.writer(text).writerows(rows)
+    files.write(path, text.getvalue().encode())
