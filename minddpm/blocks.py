@@ -6,7 +6,7 @@ otherwise (seeds, number): a seed for each image and the number of this residual
 
 import numpy as np
 
-from minddpm.layers import attention, conv1x1, conv2d, dropout, group_norm, linear, swish, upsample
+from minddpm.layers import attention, conv1x1, conv2d, conv3x3, dropout, group_norm, linear, swish, upsample
 
 
 def resblock(cfg, p, x, temb, key):
@@ -18,14 +18,14 @@ def resblock(cfg, p, x, temb, key):
     """
     n1, norm1_back = group_norm(p["norm1"], x, cfg.groups, cfg.eps)
     a1, act1_back  = swish(n1)
-    h1, conv1_back = conv2d(p["conv1"], a1)
+    h1, conv1_back = conv3x3(p["conv1"], a1)
     at, act_t_back = swish(temb)
     ht, temb_back  = linear(p["time_emb_proj"], at)
     h  = h1 + ht[:, None, None, :]
     n2, norm2_back = group_norm(p["norm2"], h, cfg.groups, cfg.eps)
     a2, act2_back  = swish(n2)
     d2, drop_back  = dropout(a2, cfg.dropout, *key) if key else (a2, None)
-    h2, conv2_back = conv2d(p["conv2"], d2)
+    h2, conv2_back = conv3x3(p["conv2"], d2)
     s, shortcut_back = conv1x1(p["conv_shortcut"], x) if "conv_shortcut" in p else (x, None)
 
     def resblock_back(dy):
@@ -172,7 +172,7 @@ def up_block(cfg, p, x, skips, temb, keys, run):
 def upsample_conv(p, x):
     """App. B.  Nearest upsampling by 2, then a 3×3 convolution.  x (B,H,W,C) -> y (B,2H,2W,C).  Back: dy -> dx, dp."""
     u, upsample_back = upsample(x)
-    y, conv_back = conv2d(p, u)
+    y, conv_back = conv3x3(p, u)
 
     def upsample_conv_back(dy):
         du, dp = conv_back(dy)

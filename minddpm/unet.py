@@ -30,6 +30,7 @@ class UNetConfig:
     groups: int = 32
     eps: float = 1e-6                   # of the group normalisation: released code; TensorFlow's default
     learned_sigma: bool = False         # twice the output channels: the second half is the log-variance
+    attention_up: tuple[int, ...] | None = None     # on the way up, where it is not as on the way down
 
     def __post_init__(self):
         levels = len(self.widths)
@@ -37,12 +38,17 @@ class UNetConfig:
             raise ValueError(f"image_size {self.image_size} cannot be halved {levels - 1} times for {levels} levels")
         if any(width % self.groups for width in self.widths):
             raise ValueError(f"groups {self.groups} does not divide every width of {self.widths}")
-        if not set(self.attention) <= set(range(levels)):
-            raise ValueError(f"attention names levels {self.attention}; expected some of 0..{levels - 1}")
+        if not set(self.attention) | set(self.up_attention) <= set(range(levels)):
+            raise ValueError(f"attention names levels {self.attention}, {self.up_attention}; expected some of 0..{levels - 1}")
         if self.widths[0] % 2 or self.widths[0] < 4:
             raise ValueError(f"widths[0] is {self.widths[0]}; the timestep embedding needs an even number of at least 4")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}; expected 0 <= dropout < 1")
+
+    @property
+    def up_attention(self):
+        """The levels with self-attention on the way up."""
+        return self.attention if self.attention_up is None else self.attention_up
 
     @property
     def out_channels(self):
@@ -51,7 +57,7 @@ class UNetConfig:
 
     @classmethod
     def tiny(cls, in_channels=1):
-        """8×8 images (`digits`): 355 thousand parameters."""
+        """8×8 images (`digits`): 701 thousand parameters."""
         return cls(8, in_channels, widths=(32, 64), blocks=1, attention=(1,), groups=8)
 
     @classmethod
@@ -196,7 +202,7 @@ def parameters(cfg):
         for _ in range(cfg.blocks + 1):
             block["resnets"].append(_resblock(width + skips.pop(), new_width, embedded))
             width = new_width
-        if level in cfg.attention:
+        if level in cfg.up_attention:
             block["attentions"] = [_attention(width) for _ in range(cfg.blocks + 1)]
         if level != top:
             block["upsamplers"] = [{"conv": _conv(3, width, width)}]

@@ -10,8 +10,9 @@ def conv2d(p, x, stride=1):
 
         y[b,h,w,n] = Σ_ijc  x[b, stride·h + i − before, stride·w + j − before, c] W[i,j,c,n]  +  bias[n],      x = 0 outside
 
-    stride 1 pads (k−1)/2 on all four sides.  stride 2 pads at the bottom and right only, by k−2: TensorFlow's SAME on even
-    sizes, which the released weights were trained with (padding=1 would shift every feature by half a pixel).
+    Both sizes are padded by k − stride (k = 1: 0), the smaller half of it before: TensorFlow's SAME where stride divides the
+    size.  stride 1 pads (k−1)/2 on all four sides; k = 3 with stride 2 pads 1 at the bottom and right only, which the released
+    weights were trained with (padding=1 would shift every feature by half a pixel).
     Back:  with P = im2col(x) of shape (B·H'·W', k·k·C) and W as a (k·k·C, N) matrix, y = P W + b, so as for a dense layer
            dW = Pᵀ dy,  db = Σ dy,  dP = dy Wᵀ.  P holds each pixel of x once for every patch it is part of, so its adjoint
            dx = col2im(dP) adds up, for each pixel, the gradients of its copies.
@@ -19,7 +20,8 @@ def conv2d(p, x, stride=1):
     """
     w, b = p["weight"], p["bias"]
     k, _, C, N = w.shape
-    pad = ((k - 1) // 2, (k - 1) // 2) if stride == 1 else (0, k - 2)
+    total = max(k - stride, 0)
+    pad = (total // 2, total - total // 2)
     matrix = w.reshape(k * k * C, N)
 
     patches = im2col(x, k, stride, pad)                                     # (B,H',W',kkC)

@@ -28,5 +28,5 @@ def dropout(x, rate, seeds, layer):
 
 def _uint16(seed, layer, n):
     """n random integers below 2¹⁶, four from each word of the counter-based generator Philox with the key (seed, layer)."""
-    words = np.random.Philox(key=[seed, layer]).random_raw(-(-n // 4))
+    words = np.random.Philox(key=np.array([seed, layer], dtype=np.uint64)).random_raw(-(-n // 4))
     return words.view(np.uint16)[:n]
