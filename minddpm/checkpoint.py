@@ -4,14 +4,12 @@ This file is the one place where layouts change: in memory convolutions are HWIO
 they are OIHW and (out, in).  Vectors are the same in both.
 """
 
-import contextlib
-from pathlib import Path
+import logging
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from minddpm import backend, files, tree
+from minddpm import backend, files, names, tensorfile, tree
 from minddpm.errors import UserError
 
 
@@ -28,54 +26,51 @@ def from_file_layout(a):
 def write(path, params, metadata=None):
     """A tree of arrays, from either device -> a safetensors file, and a dict of strings beside it.
 
-    Whole or not there: see files.write.  UserError: the file cannot be written.
+    By default the strings are what PyTorch's readers look for.  One entry makes the file a function of its content alone:
+    safetensors writes several in random order.  Whole or not there: see files.write.  UserError: the file cannot be written.
     """
     arrays = {name: np.ascontiguousarray(to_file_layout(backend.to_host(a))) for name, a in tree.flatten(params).items()}
-    files.write(path, save(arrays, {"format": "pt"} | (metadata or {})))
+    files.write(path, save(arrays, metadata or {"format": "pt"}))
 
 
 def read(path, shapes):
     """A safetensors file -> the tree, as float32, and the dict of strings beside it.
 
-    shapes: the tree of shapes, in memory's layout, that the file must hold, no more and no less.
-    UserError: the file is missing, truncated, no safetensors file, has other names or shapes, or holds NaN or infinity.
+    shapes: the tree of shapes, in memory's layout, that the file must hold, no more and no less.  Attention's names before
+    2023 are read too.  Weights in another precision are rounded to float32; a line of the log says so.
+    UserError: the file is missing, damaged, has other names or shapes, or holds NaN or infinity.
     """
-    with _open(path) as file:
-        expected = {name: _file_shape(shape) for name, shape in tree.flatten(shapes).items()}
-        _check_names(path, set(file.keys()), set(expected))
-        flat = {}
-        for name, shape in expected.items():
-            stored = file.get_slice(name)
-            found, dtype = tuple(stored.get_shape()), stored.get_dtype()
-            if found != shape:
-                raise UserError(f"{path}: {name} has shape {found}; expected {shape}")
-            if dtype not in ("F64", "F32", "F16"):
-                raise UserError(f"{path}: {name} has dtype {dtype}; expected floating-point weights, F64, F32 or F16")
-        for name in expected:
-            a = file.get_tensor(name)
-            if not np.isfinite(a).all():
-                raise UserError(f"{path}: {name} holds values that are not finite; expected finite weights")
-            flat[name] = np.ascontiguousarray(from_file_layout(a), dtype=np.float32)
-        return tree.unflatten(flat), file.metadata() or {}
+    expected = {name: _file_shape(shape) for name, shape in tree.flatten(shapes).items()}
+    with tensorfile.open_file(path) as stored:
+        spelled = {names.modern(name): name for name in stored.entries}
+        names.check_names(path, set(spelled), set(expected))
+        if len(spelled) < len(stored.entries):
+            raise UserError(f"{path} holds some weights twice, by their old names and their new ones; expected one of the two")
+        entries = {name: stored.entries[spelled[name]] for name in expected}
+        _check_entries(path, entries, expected)
+        flat = {name: _to_memory(path, name, stored.read(spelled[name])) for name in expected}
+    others = {entry.dtype for entry in entries.values()} - {"F32"}
+    if others:
+        # Not a Python warning: nothing needs to change.  Without a handler of their own, library and command line print it.
+        logging.getLogger("minddpm").warning("%s holds %s weights: used as float32", path, " and ".join(sorted(others)))
+    return tree.unflatten(flat), stored.metadata
+
+
+def _check_entries(path, entries, expected):
+    for name, entry in entries.items():
+        if entry.shape != expected[name]:
+            raise UserError(f"{path}: {name} has shape {entry.shape}; expected {expected[name]}")
+        if entry.dtype not in tensorfile.FLOATS:
+            raise UserError(f"{path}: {name} has dtype {entry.dtype}; expected one of {', '.join(tensorfile.FLOATS)}")
+
+
+def _to_memory(path, name, a):
+    with np.errstate(over="ignore"):                    # a float64 that float32 cannot hold becomes infinity: refused below
+        a = np.array(from_file_layout(a), dtype=np.float32, order="C")
+    if not np.isfinite(a).all():
+        raise UserError(f"{path}: {name} holds values that are not finite; expected finite weights")
+    return a
 
 
 def _file_shape(shape):
     return to_file_layout(np.broadcast_to(np.float32(0), shape)).shape
-
-
-@contextlib.contextmanager
-def _open(path):
-    if not Path(path).is_file():
-        raise UserError(f"{path} does not exist; expected a safetensors file")
-    try:
-        with safe_open(path, framework="numpy") as file:
-            yield file
-    except (SafetensorError, OSError) as e:
-        raise UserError(f"{path} is no whole safetensors file: {' '.join(str(e).split())}") from e
-
-
-def _check_names(path, found, expected):
-    for problem, names in ("lacks", expected - found), ("has unexpected", found - expected):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"{path} {problem} {min(names)}{more}; expected {len(expected)} tensors, found {len(found)}")

@@ -1,22 +1,23 @@
 """A trained model: network, weights, schedule and sampler together, and the folder that holds them."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-from minddpm import backend, checkpoint, files, pipeline, tree
+from minddpm import backend, checkpoint, files, pipeline, scheduler_json, tree, unet_json
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
+from minddpm.layers import prepare
 from minddpm.memory import discard
 from minddpm.unet import UNetConfig, parameters, unet
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """Sec. 2, 3.2.  What Alg. 2 needs: the network, p_θ's variance σ_t² and whether the sampler clips x̂_0.
+    """Sec. 2, 3.2.  What Alg. 2 needs: the network, the schedule, and how p_θ is made from the network's output.
 
-    params is the tree of weights: a training run's folder holds their moving average (EMA).
+    params is the tree of weights: a training run's folder holds their moving average (EMA).  sigma2 (the variance σ_t²),
+    clip (whether the sampler clips x̂_0) and predicts (what the network's output is) are arguments of reverse.p_theta.
     """
 
     config: UNetConfig
@@ -24,37 +25,42 @@ class Model:
     schedule: Schedule
     sigma2: str = "beta"
     clip: bool = True
+    predicts: str = "eps"
 
     def eps_theta(self, x_t, t):
-        """Eq. (11), (14).  ε_θ(x_t, t).  x_t (B,H,W,C) of any float dtype, t: the paper's t, an int or (B,) -> ε like x_t."""
+        """Eq. (11), (14).  ε_θ(x_t, t).  x_t (B,H,W,C) of any float dtype, t: the paper's t, an int or (B,) -> ε like x_t.
+
+        It is the network's output, whatever that is: 2C channels where the variance is learned, μ or x̂_0 by `predicts`.
+        """
         dtype = self.params["conv_in"]["weight"].dtype
-        eps, _ = unet(self.config, self.params, x_t.astype(dtype, copy=False), t, run=discard)
+        eps, _ = unet(self.config, self._prepared, x_t.astype(dtype, copy=False), t, run=discard)
         return eps.astype(x_t.dtype, copy=False)
+
+    @cached_property
+    def _prepared(self):
+        return prepare(self.params, self.config.image_size)
 
 
 def save(folder, model):
     """Write the model as a folder that diffusers' DDPMPipeline.from_pretrained opens.  UserError: it cannot be written."""
     folder = Path(folder)
-    checkpoint.write(folder / "unet" / WEIGHTS, model.params)
-    files.write_json(folder / "unet" / "config.json", pipeline.unet_to_json(model.config))
-    files.write_json(folder / "scheduler" / "scheduler_config.json",
-                     pipeline.scheduler_to_json(model.schedule, model.sigma2, model.clip))
-    files.write_json(folder / "model_index.json", pipeline.MODEL_INDEX)
+    place = pipeline.nested(folder)
+    checkpoint.write(place.weights, model.params)
+    files.write_json(place.unet, unet_json.to_json(model.config))
+    files.write_json(place.scheduler, scheduler_json.to_json(model))
+    files.write_json(folder / pipeline.INDEX, pipeline.INDEX_JSON)
 
 
 def load(folder, device="cpu"):
-    """A diffusers pipeline folder -> Model, with its weights on the device, "cpu" or "cuda".
+    """A diffusers pipeline folder -> Model, with its weights as float32 on the device, "cpu" or "cuda".
 
     UserError: no such folder, or what is in it is damaged, foreign, or uses an option that minddpm does not have.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; expected a model's or a run's folder, with model_index.json in it")
-    index = files.read_json(folder / "model_index.json")
-    if index.get("_class_name") != "DDPMPipeline":
-        raise UserError(f"{folder / 'model_index.json'} describes a {index.get('_class_name')!r}; expected a 'DDPMPipeline'")
-    unet_json, scheduler_json = folder / "unet" / "config.json", folder / "scheduler" / "scheduler_config.json"
-    config = pipeline.unet_from_json(files.read_json(unet_json), unet_json)
-    schedule, sigma2, clip = pipeline.scheduler_from_json(files.read_json(scheduler_json), scheduler_json)
-    params, _ = checkpoint.read(folder / "unet" / WEIGHTS, tree.map(lambda draw: draw.shape, parameters(config)))
-    return Model(config, tree.map(lambda a: backend.to_device(a, device), params), schedule, sigma2, clip)
+    place = pipeline.find(Path(folder))
+    config = unet_json.from_json(files.read_json(place.unet), place.unet)
+    schedule, sigma2, clip, predicts = scheduler_json.from_json(files.read_json(place.scheduler), place.scheduler)
+    if config.learned_sigma != (sigma2 == "learned"):
+        raise UserError(f"{place.unet} has {config.out_channels} channels out for {config.in_channels} in, "
+                        f"which does not fit the variance_type in {place.scheduler}")
+    params, _ = checkpoint.read(place.weights, tree.map(lambda draw: draw.shape, parameters(config)))
+    return Model(config, tree.map(lambda a: backend.to_device(a, device), params), schedule, sigma2, clip, predicts)
