@@ -27,6 +27,7 @@ TRAINING = {
     "image256": PAPER | dict(steps=500_000, batch=64, lr=2e-5, dropout=0.0),
 }
 
+COUNT = 10**9               # the largest number of steps
 KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -40,13 +41,14 @@ class Settings:
 
     data: str = _setting("data set: a built-in name or a path; see `minddpm data list`", "mnist16")
     preset: str = _setting("network; by default the one for the size of the images", kind=str, choices=PRESETS)
-    steps: int = _setting("training steps", kind=int, low=1)
+    steps: int = _setting("training steps", kind=int, low=1, high=COUNT)
     batch: int = _setting("images a step", kind=int, low=1)
-    lr: float = _setting("Adam's learning rate", kind=float, low=0)
-    lr_final: float = _setting("learning rate at the last step, reached along a half cosine; left out, it stays constant",
-                               kind=float, low=0)
-    warmup: int = _setting("steps over which the learning rate rises linearly from 0", kind=int, low=0)
-    grad_clip: float = _setting("largest global norm of the gradient; a larger gradient is scaled down to it", 1.0, low=0)
+    lr: float = _setting("Adam's learning rate", kind=float, low=0, high=1)
+    lr_final: float = _setting("learning rate at the last step, reached along a half cosine; where only --lr is given, that one",
+                               kind=float, low=0, high=1)
+    warmup: int = _setting("steps over which the learning rate rises linearly from 0", kind=int, low=0, high=COUNT)
+    grad_clip: float = _setting("largest global norm of the gradient; a larger gradient is scaled down to it", 1.0, low=0,
+                                high=1e9)
     ema: float = _setting("decay of the moving average of the weights", kind=float, low=0, high=1)
     dropout: float = _setting("dropout rate in the residual blocks", kind=float, low=0, high=0.99)
     flips: bool = _setting("mirror each image with probability 1/2", kind=bool)
@@ -55,16 +57,18 @@ class Settings:
     beta_schedule: str = _setting("how β_t grows", "linear", choices=SCHEDULES)
     beta_1: float = _setting("β_1", 1e-4, low=0, high=1)
     beta_T: float = _setting("β_T, and every β_t of the constant schedule", 0.02, low=0, high=1)
-    sigma2: str = _setting("σ_t² when sampling", "beta", choices=("beta", "beta_tilde"))
+    sigma2: str = _setting("σ_t² of p_θ; by default beta, but learned where the objective learns it", kind=str,
+                           choices=("beta", "beta_tilde", "learned"))
     seed: int = _setting("seed of everything random", 0, low=0, high=2**63 - 1)
     threads: int = _setting("worker threads; by default one a CPU", kind=int, low=1, high=4096)
     device: str = _setting("where to compute", "auto", choices=DEVICES)
-    save_every: int = _setting("steps between two saves; 0: at the end only", 500, low=0)
-    sample_every: int = _setting("steps between two pictures of 16 samples; 0: none", kind=int, low=0)
+    save_every: int = _setting("steps between two saves; 0: at the end only", 500, low=0, high=COUNT)
+    sample_every: int = _setting("steps between two pictures of 16 samples; 0: none", kind=int, low=0, high=COUNT)
 
     def __post_init__(self):
         for f in fields(self):
-            _check(f.name, getattr(self, f.name), **{k: f.metadata[k] for k in ("kind", "low", "high", "choices")})
+            if getattr(self, f.name) is not None or f.default is not None:
+                _check(f.name, getattr(self, f.name), **{k: f.metadata[k] for k in ("kind", "low", "high", "choices")})
 
     def resolved(self, image_shape):
         """The same settings with the preset chosen for (H, W, C) images, and its choices in the place of every None."""
@@ -72,7 +76,7 @@ class Settings:
         given = {name: value for name, value in asdict(self).items() if value is not None}
         if "lr" in given and "lr_final" not in given:
             given["lr_final"] = None                             # who names a learning rate means that one
-        settings = Settings(**TRAINING[preset] | given | {"preset": preset})
+        settings = Settings(**TRAINING[preset] | given | {"preset": preset, "sigma2": self._sigma2()})
         config = settings.config(image_shape[2])
         if tuple(image_shape[:2]) != (config.image_size, config.image_size):
             found = "x".join(map(str, image_shape))
@@ -82,7 +86,8 @@ class Settings:
 
     def config(self, channels):
         """The network's sizes for images of so many channels."""
-        return replace(PRESETS[self.preset](channels), dropout=self.dropout)
+        return replace(PRESETS[self.preset](channels), dropout=self.dropout,
+                       learned_sigma=OBJECTIVES[self.objective].learned_sigma)
 
     def schedule(self):
         """The β schedule.  UserError: one that leaves 0 < β_t < 1."""
@@ -90,6 +95,14 @@ class Settings:
             return SCHEDULES[self.beta_schedule](self.T, self.beta_1, self.beta_T)
         except ValueError as e:
             raise UserError(str(e)) from e
+
+    def _sigma2(self):
+        learned = OBJECTIVES[self.objective].learned_sigma
+        if self.sigma2 and learned != (self.sigma2 == "learned"):
+            expected = "no other sigma2 than learned" if learned else "beta or beta_tilde"
+            raise UserError(f"objective {self.objective} {'learns' if learned else 'does not learn'} Σ, but sigma2 is "
+                            f"{self.sigma2}; expected {expected}")
+        return "learned" if learned else self.sigma2 or "beta"
 
 
 def preset_for(image_shape):
@@ -117,10 +130,8 @@ def read(folder):
 
 
 def _check(name, value, kind, low, high, choices):
-    if value is None:
-        return
     if choices is not None:
-        if value not in choices:
+        if type(value) is not str or value not in choices:
             raise UserError(f"{name} is {value!r}; expected one of {', '.join(choices)}")
     elif type(value) is not kind and not (kind is float and type(value) is int):
         raise UserError(f"{name} is {value!r}; expected {KINDS[kind]}")

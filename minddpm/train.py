@@ -8,7 +8,8 @@ import numpy as np
 from minddpm import backend, data, optim, tree
 from minddpm.diffusion import q_sample
 from minddpm.errors import UserError
-from minddpm.objective import OBJECTIVES
+from minddpm.layers import prepare
+from minddpm.objective import OBJECTIVES, Example
 from minddpm.unet import unet
 
 
@@ -65,21 +66,23 @@ def draw_batch(settings, dataset, step, device="cpu"):
     return Batch(backend.to_device(x0, device), t, backend.to_device(eps, device), seeds)
 
 
-def gradient(objective, cfg, s, params, batch, workers):
+def gradient(objective, cfg, s, params, batch, workers, sigma2="beta", levels=256):
     """Alg. 1, line 5.  The mean loss over the batch and its gradient, a tree like params.
 
-        ∇_θ 1/B Σ_b ‖ε_b − ε_θ(√ᾱ_t x_0 + √(1 − ᾱ_t) ε_b, t_b)‖²
+        ∇_θ 1/B Σ_b ‖ε_b − ε_θ(√ᾱ_t x_0 + √(1 − ᾱ_t) ε_b, t_b)‖²         or another of the OBJECTIVES in its place
 
+    sigma2, levels: what the bound L needs besides, see Example.
     The workers share params and take the batch in parts, whose gradients are added in a fixed order.
     """
     B = len(batch.x0)
+    prepared = prepare(params, cfg.image_size)
 
     @np.errstate(all="ignore")                              # train_step looks at the result instead
     def part_gradient(images):
         x0, t, eps, seeds = batch.part(images)
         x_t = q_sample(s, x0, t, eps)
-        eps_theta, unet_back = unet(cfg, params, x_t, t, seeds)
-        losses, loss_back = OBJECTIVES[objective](eps, eps_theta)
+        output, unet_back = unet(cfg, prepared, x_t, t, seeds)
+        losses, loss_back = OBJECTIVES[objective](Example(s, x0, x_t, t, eps, sigma2, levels), output)
         _, dp = unet_back(loss_back(np.full_like(losses, 1 / B)))
         return losses.sum() / B, dp
 
@@ -89,15 +92,15 @@ def gradient(objective, cfg, s, params, batch, workers):
     return float(loss), total
 
 
-def train_step(settings, cfg, s, state, batch, workers):
-    """Alg. 1.  One gradient step with Adam on `state`, in place -> Metrics.
+def train_step(settings, cfg, s, state, batch, workers, levels=256):
+    """Alg. 1.  One gradient step with Adam on `state`, in place -> Metrics.  levels: how many values a datum has.
 
     The gradient is scaled down to the norm settings.grad_clip where it is larger (released code, not in the paper).
     UserError: the loss or the gradient is not finite; the state is then as it was.
     """
     step = state.step + 1
     lr = optim.learning_rate(step, settings.lr, settings.warmup, settings.lr_final, settings.steps)
-    loss, grad = gradient(settings.objective, cfg, s, state.params, batch, workers)
+    loss, grad = gradient(settings.objective, cfg, s, state.params, batch, workers, settings.sigma2, levels)
     norm = optim.global_norm(grad)
     if not np.isfinite([loss, norm]).all():
         raise UserError(f"step {step}: the loss is {loss:g} and the gradient's norm {norm:g}, at learning rate {lr:g}; "

@@ -1,0 +1,108 @@
+"""The bound L as a training loss (Sec. 3): the term that t picks, and its gradient with respect to p_θ's mean and log-variance.
+
+x arrays are (B, ..., C) float64 on the host, where scipy's normal distribution is; t is the paper's t, (B,).
+"""
+
+import math
+
+import numpy as np
+
+from minddpm.diffusion import mu_theta, per_image, q_posterior
+from minddpm.gaussian import kl, log_density, log_normal_interval
+
+
+def bound_term(s, x0, x_t, t, mean, log_var, levels=256):
+    """Eq. (5), (8), (13).  L_{t−1} for t > 1 and L_0 for t = 1, in bits/dim -> loss (B,).
+
+        L_{t−1} = KL( q(x_{t−1} | x_t, x_0) ‖ p_θ(x_{t−1} | x_t) )            L_0 = −log p_θ(x_0 | x_1)
+
+    p_θ(x_{t−1} | x_t) = N(mean, e^log_var), where log_var broadcasts to mean; levels: how many values a datum has.
+    For t uniform in 1..T the expected loss is (L − L_T) / T.
+    Back: dloss -> dmean, dlog_var, both like mean.
+    """
+    log_var = np.broadcast_to(log_var, mean.shape)
+    mu_tilde, _ = q_posterior(s, x0, x_t, t)
+    beta_tilde = per_image(s.sigma2("beta_tilde")[t], mean)              # not 0 at t = 1, where L_0 takes the KL's place
+    first = t == 1
+    nats, kl_back = kl_to(mu_tilde, beta_tilde, mean, log_var)
+    nats[first], nll_back = decoder_nll(x0[first], mean[first], log_var[first], levels)
+    bits_a_dim = 1 / (math.log(2) * nats[0].size)
+    loss = nats.reshape(len(nats), -1).sum(axis=1) * bits_a_dim
+    column = (-1,) + (1,) * (nats.ndim - 1)
+
+    def bound_term_back(dloss):
+        dnats = np.broadcast_to((dloss * bits_a_dim).reshape(column), mean.shape)
+        dmean, dlog_var = kl_back(dnats)
+        dmean[first], dlog_var[first] = nll_back(dnats[first])
+        return dmean, dlog_var
+
+    return loss, bound_term_back
+
+
+def kl_to(mu_tilde, beta_tilde, mean, log_var):
+    """Eq. (5), (8).  KL( N(μ̃, β̃) ‖ N(mean, σ²) ) with σ² = e^log_var, elementwise, nats.
+
+        ½ [ log σ² − log β̃ + (β̃ + (mean − μ̃)²) / σ² − 1 ]
+    Back: dkl -> dmean = dkl (mean − μ̃) / σ²,    dlog_var = dkl ½ [ 1 − (β̃ + (mean − μ̃)²) / σ² ].   Keeps: mean − μ̃ and σ².
+    """
+    difference, var = mean - mu_tilde, np.exp(log_var)
+
+    def kl_to_back(dkl):
+        dmean    = dkl * difference / var
+        dlog_var = dkl * (1 - (beta_tilde + difference**2) / var) / 2
+        return dmean, dlog_var
+
+    return kl(mu_tilde, beta_tilde, mean, var), kl_to_back
+
+
+def decoder_nll(x0, mean, log_var, levels=256):
+    """Eq. (13).  −log p_θ(x_0 | x_1) for N(mean, σ²) with σ² = e^log_var and data of so many levels, elementwise, nats.
+
+        −log P,    P = Φ(z₊) − Φ(z₋),    z± = (δ±(x_0) − mean) / σ
+    Back: dnll -> dmean, dlog_var.   Keeps: z±, σ and log P.
+
+    With φ = Φ′, ∂z/∂mean = −1/σ and, as σ = e^(log_var/2), ∂z/∂log_var = −z/2:
+
+        ∂(−log P)/∂mean    = ( φ(z₊)    − φ(z₋)    ) / P / σ
+        ∂(−log P)/∂log_var = ( φ(z₊) z₊ − φ(z₋) z₋ ) / P / 2
+
+    In the tails φ and P are too small for a float64, but not r± = φ(z±) / P = exp(log φ(z±) − log P), which has relative
+    error z² 1e-16.  At the ends of the range z± is infinite: there φ(z) and φ(z) z are 0.
+    """
+    sigma = np.exp(log_var / 2)
+    plus, minus = (x0 - mean + 1 / (levels - 1)) / sigma, (x0 - mean - 1 / (levels - 1)) / sigma
+    top, bottom = x0 > 1 - 1e-6, x0 < -1 + 1e-6
+    log_P = log_normal_interval(np.where(bottom, -np.inf, minus), np.where(top, np.inf, plus))
+
+    def decoder_nll_back(dnll):
+        r_plus  = np.where(top,    0, np.exp(log_density(plus,  0, 1) - log_P))
+        r_minus = np.where(bottom, 0, np.exp(log_density(minus, 0, 1) - log_P))
+        dmean    = dnll * (r_plus        - r_minus        ) / sigma
+        dlog_var = dnll * (r_plus * plus - r_minus * minus) / 2
+        return dmean, dlog_var
+
+    return -log_P, decoder_nll_back
+
+
+def mean_of_eps(s, x_t, t, eps_theta):
+    """Eq. (11).  μ_θ(x_t, t) of ε_θ.
+
+    Back: dmean -> dε_θ = −β_t / (√α_t √(1 − ᾱ_t)) dmean.  That number squared, over 2σ_t², is the weight of Eq. (12).
+    """
+    slope = per_image(-s.beta[t] / np.sqrt(s.alpha[t] * (1 - s.alpha_bar[t])), eps_theta)
+
+    def mean_of_eps_back(dmean):
+        return slope * dmean
+
+    return mu_theta(s, x_t, t, eps_theta), mean_of_eps_back
+
+
+def mean_of_x0(s, x_t, t, x0_theta):
+    """Eq. (7).  μ̃_t(x_t, x̂_0).  Back: dmean -> dx̂_0 = √ᾱ_{t−1} β_t / (1 − ᾱ_t) dmean."""
+    slope = per_image(np.sqrt(s.alpha_bar[t - 1]) * s.beta[t] / (1 - s.alpha_bar[t]), x0_theta)
+
+    def mean_of_x0_back(dmean):
+        return slope * dmean
+
+    mean, _ = q_posterior(s, x0_theta, x_t, t)
+    return mean, mean_of_x0_back

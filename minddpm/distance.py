@@ -1,0 +1,51 @@
+"""How far samples are from the data, with no other network's help: Fréchet distance and nearest neighbours (Sec. 4, App. B).
+
+The paper measures FID, the Fréchet distance of Inception features.  Other features give other numbers, which mean something
+only beside those of real images and of noise; none of them is called FID here.  All arrays are on the host.
+"""
+
+import numpy as np
+
+COMPONENTS = 50             # of the pixels: most of the variance of small images, and few enough for 500 of them
+
+
+def frechet(a, b):
+    """The squared Fréchet distance of the Gaussians fitted to features a (N,F) and b (M,F); N, M at least 2.
+
+        ‖m_a − m_b‖² + tr( C_a + C_b − 2 (C_a C_b)^½ )
+
+    Because of the fit it is not 0 for two finite sets of one kind, and grows as they get smaller: compare sets of one size.
+    """
+    # tr (C_a C_b)^½ is the sum of the singular values of C_a^½ C_b^½, as C_a C_b and C_a^½ C_b C_a^½ have the same eigenvalues.
+    root_a, root_b = _root(np.cov(a.T)), _root(np.cov(b.T))
+    gap = ((a.mean(0) - b.mean(0)) ** 2).sum()
+    return float(gap + (root_a**2).sum() + (root_b**2).sum() - 2 * np.linalg.svd(root_a @ root_b, compute_uv=False).sum())
+
+
+def _root(covariance):
+    """The symmetric square root; ‖root‖² is the covariance's trace."""
+    w, V = np.linalg.eigh(np.atleast_2d(covariance))
+    return V * np.sqrt(np.maximum(w, 0)) @ V.T
+
+
+def pca(images, components=COMPONENTS):
+    """The features of the principal components of images (N, ...): a function from images (M, ...) to features (M, F).
+
+    F is `components`, or less where the images have no more numbers.  The components are orthonormal, not whitened.
+    """
+    mean = images.reshape(len(images), -1).mean(0, dtype=np.float64)
+    _, V = np.linalg.eigh(np.atleast_2d(np.cov(images.reshape(len(images), -1).T)))
+    V = V[:, ::-1][:, :components]
+
+    def features(x):
+        return (x.reshape(len(x), -1) - mean) @ V
+
+    return features
+
+
+def nearest(x, images, chunk=256):
+    """Fig. 12, 15.  For each of x (M, ...) the nearest of images (N, ...): (its index (M,), Euclidean distance (M,))."""
+    x, images = x.reshape(len(x), -1).astype(np.float64), images.reshape(len(images), -1).astype(np.float64)
+    square = (images**2).sum(1)
+    index = np.concatenate([np.argmin(square - 2 * x[k:k + chunk] @ images.T, axis=1) for k in range(0, len(x), chunk)])
+    return index, np.sqrt(((x - images[index]) ** 2).sum(1))
