@@ -1,185 +1,72 @@
-"""The command line: minddpm demo, train, sample, data.
+"""The command line: minddpm demo, train, sample, evaluate, data.
 
 Exit codes: 0 done, 2 something that you can put right (one sentence on stderr), 130 stopped by Ctrl-C.
 """
 
 import argparse
+import contextlib
+import os
 import sys
-import time
-from dataclasses import fields, replace
-from pathlib import Path
+from dataclasses import fields
 
 import minddpm
-from minddpm import backend, data, generate, images, run, settings
+from minddpm import backend, commands, settings
 from minddpm.errors import UserError
-from minddpm.estimate import estimate, seconds_per_step
-from minddpm.progress import clock
 
 
 def main(argv=None):
     """Run one command -> exit code."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace", line_buffering=True)   # β where the terminal has none; lines as they come
     args = _parser().parse_args(argv)
     try:
-        return args.command(args) or 0
+        code = args.command(args) or 0
+        sys.stdout.flush()
+        return code
     except UserError as e:
         print(f"minddpm: {e}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())          # or the interpreter complains again at its exit
+        print("minddpm: what read the output has closed it", file=sys.stderr)
+        return 2
+    except OSError as e:
+        print(f"minddpm: {e.filename or 'output'}: {e.strerror or e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("minddpm: stopped", file=sys.stderr)
         return 130
 
 
-def demo(args):
-    """Train on mnist16 for about --minutes, then sample 64 digits: the whole method in a coffee break."""
-    folder = Path(args.out).absolute()
-    print(backend.explain(args.device))
-    if (folder / "settings.json").exists():
-        print(f"{folder} holds a run: going on with it")
-        trained = run.resume(folder)
-    else:
-        wanted = settings.Settings(data="mnist16", device=args.device, threads=args.threads, ema=0.99, save_every=100,
-                                   sample_every=0)
-        seconds = seconds_per_step(wanted)
-        steps = max(1, round(60 * args.minutes / seconds))
-        print(f"{seconds:.2f} s a step on this machine: {steps} steps in {args.minutes:g} minutes, then 64 samples")
-        trained = run.begin(folder, replace(wanted, steps=steps))
-    if not _train(trained):
-        return 130
-    with run.workers_for(trained.settings, trained.device) as workers:
-        film = generate.Film(trained.settings.T)
-        x0 = generate.generate(trained.model, 64, args.seed, workers, device=trained.device, on_step=film)
-    images.save_png(folder / "samples.png", images.grid(images.to_uint8(x0)))
-    film.save(folder / "reverse.gif")
-    print(f"\n64 samples:           {folder / 'samples.png'}\nfrom noise to digits: {folder / 'reverse.gif'}\n\n"
-          "What to try next:\n"
-          f"  minddpm sample {folder} -n 100 --seed 1        more digits\n"
-          f"  minddpm train --resume {folder} --steps {2 * trained.settings.steps}     train longer, better digits\n"
-          "  minddpm train --data faces16                   another data set\n"
-          "  minddpm data list                              all of them, and how to use your own images")
-
-
-def train(args):
-    """Alg. 1.  Train a network, or go on with a run."""
-    if args.resume:
-        given = [f.name for f in fields(settings.Settings) if getattr(args, f.name) is not None and f.name != "steps"]
-        if given or args.out:
-            flag = (given or ["out"])[0].replace("_", "-")
-            raise UserError(f"--resume goes on with the run as it was begun; expected no other flag than --steps, found --{flag}")
-        print(backend.explain(settings.read(args.resume).device))
-        current = run.resume(args.resume, args.steps)
-    else:
-        wanted = settings.Settings(**{f.name: value for f in fields(settings.Settings)
-                                      if (value := getattr(args, f.name)) is not None})
-        print(backend.explain(wanted.device))
-        if args.dry_run:
-            print(estimate(wanted))
-            return 0
-        current = run.begin(args.out or _free_folder(wanted), wanted)
-    return 0 if _train(current) else 130
-
-
-def _train(current):
-    print(f"run folder: {current.folder}")
-    if current.state.step:
-        print(f"resumed at step {current.state.step} of {current.settings.steps}")
-    start = time.monotonic()
-    finished = run.train(current)
-    print(f"{'trained' if finished else 'stopped and saved'}: step {current.state.step} of {current.settings.steps}, "
-          f"{clock(time.monotonic() - start)} in this session\n"
-          f"run folder:  {current.folder}\n"
-          f"resume it:   minddpm train --resume {current.folder}{f' --steps {2 * current.settings.steps}' if finished else ''}\n"
-          f"sample from: minddpm sample {current.folder}")
-    return finished
-
-
-def sample(args):
-    """Alg. 2.  Draw samples from a trained model, a run's folder or any diffusers DDPMPipeline's."""
-    device = backend.choose(args.device)
-    model = minddpm.load(args.folder, device)
-    if args.n < 1 or args.batch < 1:
-        raise UserError(f"-n is {args.n} and --batch {args.batch}; expected at least 1 of each")
-    film = generate.Film(model.schedule.T) if args.gif else lambda k, t, x_t: None
-    with run.workers_for(settings.Settings(threads=args.threads, batch=args.batch), device) as workers:
-        x0 = generate.generate(model, args.n, args.seed, workers, args.batch, args.sigma2, False if args.no_clip else None,
-                               device, film)
-    x = images.to_uint8(x0)
-    out = Path(args.out or Path(args.folder) / "samples.png")
-    images.save_png(out, images.grid(x))
-    written = [out]
-    if args.gif:
-        film.save(args.gif)
-        written.append(args.gif)
-    if args.npz:
-        generate.save_npz(args.npz, x)
-        written.append(args.npz)
-    if args.png_dir:
-        generate.save_png_folder(args.png_dir, x)
-        written.append(args.png_dir)
-    print("\n".join(f"wrote {Path(path).absolute()}" for path in written))
-
-
-def data_list(args):
-    """The built-in data sets and what else can be read."""
-    width = max(map(len, data.BUILT_IN))
-    for name, description in data.BUILT_IN.items():
-        print(f"{name:{width}}  {description}")
-    print("\nYour own: a folder of pictures; .npz or .npy, uint8 (N,H,W[,C]); MNIST idx files, or their folder; CIFAR-10 binary\n"
-          "batches, their folder, or cifar-10-binary.tar.gz.  Square images of 8, 16, 28, 32 or 256 pixels fit a preset.")
-
-
-def data_preview(args):
-    """A picture of the first images of a data set, and its sizes."""
-    dataset = data.load(args.name)
-    shown = dataset.train[np_spread(len(dataset.train), args.n)]
-    out = Path(args.out or f"{dataset.name}.png").absolute()
-    images.save_png(out, images.grid(images.to_uint8(data.scale(shown, dataset.levels), dataset.levels)))
-    print(f"{dataset.name}: {len(dataset.train)} images to train on, {len(dataset.held_out)} held out, "
-          f"{'x'.join(map(str, dataset.image_shape))}, {dataset.levels} levels\nwrote {out}")
-
-
-def np_spread(n, wanted):
-    """`wanted` indices spread evenly over n, as sets may be sorted by class."""
-    return [k * n // min(n, wanted) for k in range(min(n, wanted))]
-
-
-def _free_folder(wanted):
-    name = f"{Path(wanted.data).name.split('.')[0]}-{wanted.objective}"
-    folder, k = Path("runs") / name, 1
-    while folder.exists():
-        k += 1
-        folder = Path("runs") / f"{name}-{k}"
-    return folder
-
-
 def _parser():
     parser = argparse.ArgumentParser(prog="minddpm", description=minddpm.__doc__)
     parser.add_argument("--version", action="version", version=f"minddpm {minddpm.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    into_main = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name, f, into=commands):
-        p = into.add_parser(name, help=f.__doc__.split("\n")[0], description=f.__doc__,
-                            formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    def command(name, f, into=into_main):
+        p = into.add_parser(name, help=f.__doc__.split("\n")[0], description=f.__doc__)
         p.set_defaults(command=f)
         return p
 
-    p = command("demo", demo)
-    p.add_argument("--out", default="runs/demo", help="the run's folder")
-    p.add_argument("--minutes", type=_minutes, default=5.0, help="how long to train")
-    p.add_argument("--seed", type=int, default=0, help="seed of the samples")
+    p = command("demo", commands.demo)
+    p.add_argument("--out", default="runs/demo", help="the run's folder (default: %(default)s)")
+    p.add_argument("--minutes", type=_minutes, default=5.0, help="how long to train (default: %(default)s)")
+    p.add_argument("--seed", type=_seed, default=0, help="seed of the samples (default: %(default)s)")
     _compute_flags(p)
 
-    p = command("train", train)
+    p = command("train", commands.train)
     p.add_argument("--resume", metavar="DIR", help="go on with the run in DIR; of the other flags only --steps may be given")
     p.add_argument("--out", metavar="DIR", help="the run's folder; by default a new one in runs/")
-    p.add_argument("--dry-run", action="store_true", help="print settings, parameters, memory and time, and stop")
+    p.add_argument("--dry-run", action="store_true", default=None, help="print settings, parameters, memory and time, and stop")
     for f in fields(settings.Settings):
         _setting_flag(p, f)
 
-    p = command("sample", sample)
+    p = command("sample", commands.sample)
     p.add_argument("folder", metavar="DIR", help="a run's folder, or a diffusers DDPMPipeline's")
-    p.add_argument("-n", type=int, default=64, help="number of samples")
-    p.add_argument("--seed", type=int, default=0, help="image k of a seed is the same whatever -n and --batch")
-    p.add_argument("--batch", type=int, default=64, help="images at a time")
+    p.add_argument("-n", type=int, default=64, help="number of samples (default: %(default)s)")
+    p.add_argument("--seed", type=_seed, default=0,
+                   help="image k of a seed is the same whatever -n and --batch (default: %(default)s)")
+    p.add_argument("--batch", type=int, default=64, help="images at a time (default: %(default)s)")
     p.add_argument("--sigma2", choices=("beta", "beta_tilde"), help="σ_t²; by default as the model says")
     p.add_argument("--no-clip", action="store_true", help="Alg. 2 as printed: do not clip the estimate of x_0 to [-1, 1]")
     p.add_argument("--out", metavar="F.png", help="grid of all samples; by default DIR/samples.png")
@@ -188,18 +75,29 @@ def _parser():
     p.add_argument("--png-dir", metavar="D", help="a folder for each sample as an 8-bit RGB file")
     _compute_flags(p)
 
-    into = commands.add_parser("data", help="The data sets.").add_subparsers(required=True, metavar="list|preview")
-    command("list", data_list, into)
-    p = command("preview", data_preview, into)
+    p = command("evaluate", commands.evaluate)
+    p.add_argument("folder", metavar="DIR", help="a run's folder, or a diffusers DDPMPipeline's")
+    p.add_argument("--bpd", action="store_true", help="bits/dim only: draw no samples, which takes as long again")
+    p.add_argument("-n", type=int, default=500, help="number of images of each kind (default: %(default)s)")
+    p.add_argument("--data", metavar="NAME|PATH", help="data set; by default the one that the run was trained on")
+    p.add_argument("--json", metavar="F.json", help="every number, also L_t and the error of x̂_0 at each t")
+    p.add_argument("--seed", type=_seed, default=0, help="seed of the choice of images and of all noise (default: %(default)s)")
+    _compute_flags(p)
+
+    p = into_main.add_parser("data", help="The data sets.", description="The data sets.")
+    into = p.add_subparsers(required=True, metavar="list|preview")
+    command("list", commands.data_list, into)
+    p = command("preview", commands.data_preview, into)
     p.add_argument("name", metavar="NAME|PATH", help="a built-in set or files of your own")
-    p.add_argument("-n", type=int, default=64, help="number of images")
+    p.add_argument("-n", type=int, default=64, help="number of images (default: %(default)s)")
     p.add_argument("--out", metavar="F.png", help="by default NAME.png")
     return parser
 
 
 def _setting_flag(p, f):
     flag, kind, choices = f"--{f.name.replace('_', '-')}", f.metadata["kind"], f.metadata["choices"]
-    text = f.metadata["help"] + ("" if f.default is None else f" (default: {f.default})")
+    default = "the preset's" if f.name in settings.TRAINING["tiny"] else f.default
+    text = f.metadata["help"] + (f" (default: {default})" if default is not None else "")
     if kind is bool:
         p.add_argument(flag, action=argparse.BooleanOptionalAction, default=None, help=text)
     elif choices:
@@ -210,11 +108,18 @@ def _setting_flag(p, f):
 
 def _compute_flags(p):
     p.add_argument("--threads", type=int, help="worker threads; by default one a CPU")
-    p.add_argument("--device", choices=backend.DEVICES, default="auto", help="where to compute")
+    p.add_argument("--device", choices=backend.DEVICES, default="auto", help="where to compute (default: %(default)s)")
 
 
 def _minutes(text):
-    minutes = float(text)
-    if not 0 < minutes < 1e6:
-        raise argparse.ArgumentTypeError(f"{text} minutes; expected a positive number")
-    return minutes
+    with contextlib.suppress(ValueError):
+        if 0 < (minutes := float(text)) < 1e6:
+            return minutes
+    raise argparse.ArgumentTypeError(f"{text!r}; expected a positive number of minutes")
+
+
+def _seed(text):
+    with contextlib.suppress(ValueError):
+        if 0 <= (seed := int(text)) < 2**63:
+            return seed
+    raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number from 0 to 2^63 - 1")

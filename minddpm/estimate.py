@@ -4,9 +4,9 @@ import time
 import tracemalloc
 from dataclasses import asdict, replace
 
-from minddpm import backend, data, tree
+from minddpm import backend, tree
 from minddpm.progress import clock
-from minddpm.run import workers_for
+from minddpm.run import prepare, workers_for
 from minddpm.train import TrainingState, draw_batch, gradient, train_step
 from minddpm.unet import init
 
@@ -52,7 +52,6 @@ def estimate(wanted):
 
 
 def _throwaway(wanted):
-    dataset = data.load(wanted.data)
-    told = wanted.resolved(dataset.image_shape)
+    dataset, told, _ = prepare(wanted)
     cfg = told.config(dataset.image_shape[2])
     return told, cfg, dataset, TrainingState.begin(init(cfg, told.seed))

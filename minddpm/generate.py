@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from minddpm import backend, files, images
+from minddpm.errors import UserError
 from minddpm.progress import Progress
 from minddpm.sample import in_parallel, reverse_process
 
@@ -16,8 +17,10 @@ FRAMES = 50                 # pictures of the reverse process in a GIF, besides 
 def generate(model, n, seed, workers, batch=64, sigma2=None, clip=None, device="cpu", on_step=lambda k, t, x_t: None):
     """Alg. 2.  n samples x_0 (n,H,W,C) float32 in [-1,1], on the host; σ_t² and clipping as the model says unless given.
 
-    on_step(k, t, x_t) sees each batch on its way, k the number of its first image.
+    on_step(k, t, x_t) sees each batch on its way, k the number of its first image.  UserError: another σ_t² than the learned one.
     """
+    if sigma2 and sigma2 != model.sigma2 == "learned":
+        raise UserError(f"sigma2 is {sigma2}, but this model has learned its variance; leave --sigma2 out")
     size, s = model.config.image_size, model.schedule
     starts = range(0, n, batch)
     like = backend.to_device(np.zeros(0, np.float32), device)
@@ -26,7 +29,7 @@ def generate(model, n, seed, workers, batch=64, sigma2=None, clip=None, device="
         for k in starts:
             shape = (min(batch, n - k), size, size, model.config.in_channels)
             for t, x_t in reverse_process(s, eps_theta, shape, seed, sigma2 or model.sigma2,
-                                          model.clip if clip is None else clip, first=k, like=like):
+                                          model.clip if clip is None else clip, model.predicts, first=k, like=like):
                 on_step(k, t, x_t)
                 if t < s.T:
                     progress.update(f"images {k + 1}-{k + shape[0]} of {n}")

@@ -1,5 +1,6 @@
 """Progress of long work: a bar on a terminal, a plain line now and then where output goes to a file or a pipe."""
 
+import os
 import sys
 import time
 
@@ -16,12 +17,13 @@ class Progress:
 
     def __init__(self, name, total, unit, done=0, work=0):
         self.name, self.total, self.unit, self.done, self.work = name, total, unit, done, work
-        self.first = done
+        self.first, self.bar = done, None
 
     def __enter__(self):
         self.start = self.last_line = time.monotonic()
-        self.bar = tqdm(total=self.total, initial=self.done, desc=self.name, unit=self.unit, file=sys.stdout,
-                        dynamic_ncols=True) if sys.stdout.isatty() else None
+        if sys.stdout.isatty():
+            size = dict(dynamic_ncols=True) if _knows_its_size(sys.stdout) else dict(ncols=80, nrows=24)
+            self.bar = tqdm(total=self.total, initial=self.done, desc=self.name, unit=self.unit, file=sys.stdout, **size)
         return self
 
     def __exit__(self, *error):
@@ -45,6 +47,14 @@ class Progress:
     def rate(self):
         """Units of work a second, since the start of this session."""
         return (self.done - self.first) * self.work / max(1e-9, time.monotonic() - self.start)
+
+
+def _knows_its_size(terminal):
+    """Some terminals say that they have 0 columns (containers, serial lines), and tqdm would draw nothing there."""
+    try:
+        return os.get_terminal_size(terminal.fileno()).columns > 0
+    except OSError:
+        return False
 
 
 def clock(seconds):

@@ -11,16 +11,18 @@
 import contextlib
 import csv
 import io
+import shlex
 import signal
 import threading
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from minddpm import backend, checkpoint, files, settings, tree
-from minddpm.data import Dataset, load
+from minddpm.data import BUILT_IN, Dataset, load
 from minddpm.errors import UserError
 from minddpm.generate import save_picture
 from minddpm.model import Model, save
+from minddpm.objective import OBJECTIVES
 from minddpm.progress import Progress
 from minddpm.train import TrainingState, draw_batch, train_step
 from minddpm.unet import init
@@ -33,13 +35,14 @@ STATE = "training_state.safetensors"
 
 @dataclass
 class Run:
-    """A run's folder, settings (resolved for its data), data set, device and state."""
+    """A run's folder, settings (resolved for its data), data set, device, state, and losses that log.csv has not seen yet."""
 
     folder: Path
     settings: settings.Settings
     dataset: Dataset
     device: str
     state: TrainingState
+    losses: list[float] = field(default_factory=list)
 
     @property
     def config(self):
@@ -49,16 +52,19 @@ class Run:
     @property
     def model(self):
         """The model as it is now, with the EMA weights."""
-        return Model(self.config, self.state.ema, self.settings.schedule(), self.settings.sigma2)
+        predicts = OBJECTIVES[self.settings.objective].predicts
+        return Model(self.config, self.state.ema, self.settings.schedule(), self.settings.sigma2, predicts=predicts)
 
 
 def begin(folder, wanted):
     """A new run in a folder of its own.  UserError: bad data or settings, or the folder is not empty or not writable."""
     folder = Path(folder).absolute()
+    if folder.is_dir():
+        files.sweep(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is not empty; choose another --out, or go on with the run in it: "
-                        f"minddpm train --resume {folder}")
-    dataset, wanted, device = _prepare(wanted)
+                        f"minddpm train --resume {shlex.quote(str(folder))}")
+    dataset, wanted, device = prepare(wanted)
     files.write_json(folder / "settings.json", asdict(wanted))
     return Run(folder, wanted, dataset, device, _new_state(wanted, dataset, device))
 
@@ -66,25 +72,28 @@ def begin(folder, wanted):
 def resume(folder, steps=None):
     """The run in a folder, as it was last saved; steps: another number of steps to train for in all.
 
-    A run that was stopped before its first save begins again.  UserError: no run there, or a damaged one.
+    A run that was stopped before its first save begins again.  UserError: no run there, a damaged one, or too few steps.
     """
     folder = Path(folder).absolute()
     told = settings.read(folder)
-    dataset, told, device = _prepare(told if steps is None else replace(told, steps=steps))
-    state = _new_state(told, dataset, device)
+    dataset, told, device = prepare(told if steps is None else replace(told, steps=steps))
+    state, losses = _new_state(told, dataset, device), []
     if (folder / STATE).exists():
-        state = _read_state(folder / STATE, state, device)
+        state, losses = _read_state(folder / STATE, state, device)
     if steps is not None:
+        if steps < state.step:
+            raise UserError(f"steps is {steps}, but the run in {folder} has done {state.step}; expected at least as many")
         files.write_json(folder / "settings.json", asdict(told))
+    files.sweep(folder)
     _cut_log(folder / "log.csv", state.step)
-    return Run(folder, told, dataset, device, state)
+    return Run(folder, told, dataset, device, state, losses)
 
 
 def save_run(run):
     """The state first, then the model: a run killed between the two resumes from the newer state."""
     state = run.state
     trees = {"params": state.params, "m": state.m, "v": state.v, "ema": state.ema}
-    checkpoint.write(run.folder / STATE, trees, {"step": str(state.step)})
+    checkpoint.write(run.folder / STATE, trees, {"step": " ".join(map(repr, [state.step, *run.losses]))})
     save(run.folder, run.model)
 
 
@@ -94,15 +103,17 @@ def train(run):
     Either way the run is saved.  UserError: a loss that is not finite, or a disk that is full; what was saved before stays.
     """
     told, state, s, cfg = run.settings, run.state, run.settings.schedule(), run.config
-    losses, saved = [], state.step
+    losses, first, saved = run.losses, state.step, None         # saved: the step of this session's last save
     with _stop_signals() as stopped, workers_for(told, run.device) as workers, \
             Progress("train", told.steps, "step", state.step, told.batch) as progress:
         while state.step < told.steps and not stopped.is_set():
             try:
-                metrics = train_step(told, cfg, s, state, draw_batch(told, run.dataset, state.step + 1, run.device), workers)
+                batch = draw_batch(told, run.dataset, state.step + 1, run.device)
+                metrics = train_step(told, cfg, s, state, batch, workers, run.dataset.levels)
             except UserError as e:
-                kept = f"the state of step {saved} is kept in {run.folder}" if saved else "nothing had been saved yet"
-                raise UserError(f"{e}; {kept}") from e
+                kept = first if saved is None else saved
+                raise UserError(f"{e}; " + (f"the state of step {kept} is kept in {run.folder}" if kept else
+                                            "nothing had been saved yet")) from e
             losses.append(metrics.loss)
             progress.update(f"loss {metrics.loss:.4f}  grad norm {metrics.grad_norm:.3f}  lr {metrics.lr:.1e}")
             if state.step % LOG_EVERY == 0:
@@ -115,7 +126,7 @@ def train(run):
                 saved = state.step
             if told.sample_every and state.step % told.sample_every == 0:
                 save_picture(run.folder / "samples" / f"step_{state.step:07}.png", run.model, 16, told.seed, workers)
-    if saved != state.step or not state.step:
+    if saved != state.step:                     # also where nothing was left to do: the run may have been killed in the last save
         save_run(run)
     return state.step >= told.steps
 
@@ -127,9 +138,12 @@ def workers_for(told, device):
     return Workers(told.threads or backend.cpu_count())
 
 
-def _prepare(wanted):
+def prepare(wanted):
+    """Settings -> data set, settings resolved for it, device.  UserError: bad data or settings, or no such device."""
     dataset = load(wanted.data)
     wanted = wanted.resolved(dataset.image_shape)
+    if wanted.data not in BUILT_IN:
+        wanted = replace(wanted, data=str(Path(wanted.data).expanduser().absolute()))       # it resumes from any folder
     wanted.schedule()
     if wanted.batch > len(dataset.train):
         raise UserError(f"batch {wanted.batch} is larger than the training set of {len(dataset.train)} images")
@@ -144,10 +158,15 @@ def _new_state(told, dataset, device):
 def _read_state(path, like, device):
     shapes = tree.map(lambda a: a.shape, like.params)
     trees, metadata = checkpoint.read(path, {name: shapes for name in ("params", "m", "v", "ema")})
-    if not metadata.get("step", "").isdecimal():
-        raise UserError(f"{path} does not say which step it is of; expected a file that minddpm train wrote")
+    try:
+        step, *losses = metadata["step"].split()
+        step, losses = int(step), [float(loss) for loss in losses]
+        if step < 0:
+            raise ValueError(step)
+    except (KeyError, ValueError) as e:
+        raise UserError(f"{path} does not say which step it is of; expected a file that minddpm train wrote") from e
     trees = tree.map(lambda a: backend.to_device(a, device), trees)
-    return TrainingState(int(metadata["step"]), trees["params"], trees["m"], trees["v"], trees["ema"])
+    return TrainingState(step, trees["params"], trees["m"], trees["v"], trees["ema"]), losses
 
 
 @contextlib.contextmanager
@@ -174,19 +193,18 @@ def _stop_signals():
 
 def _log(path, row):
     try:
-        new = not path.exists()
         with open(path, "a", newline="") as f:
-            csv.writer(f).writerows(([LOG_COLUMNS] if new else []) + [row])
+            csv.writer(f).writerows([row] if f.tell() else [LOG_COLUMNS, row])
     except OSError as e:
         raise UserError(f"{path} cannot be written: {e.strerror}") from e
 
 
 def _cut_log(path, step):
-    """Drop the rows of steps after the last save: they are about to be done again."""
+    """Drop the rows of steps after the last save, which are about to be done again, and a row that was cut short."""
     if not path.exists():
         return
-    with open(path, newline="") as f:
-        rows = [row for row in csv.reader(f) if row and (row[0] == "step" or row[0].isdecimal() and int(row[0]) <= step)]
+    with open(path, newline="", errors="replace") as f:
+        rows = [row for row in csv.reader(f) if len(row) == len(LOG_COLUMNS) and row[0].isdecimal() and int(row[0]) <= step]
     text = io.StringIO()
-    csv.writer(text).writerows(rows)
+    csv.writer(text).writerows([LOG_COLUMNS, *rows])
     files.write(path, text.getvalue().encode())
