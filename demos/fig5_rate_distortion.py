@@ -61,6 +61,8 @@ def plot(axes, rate, rmse, title):
         panel.set_ylim(bottom=0)
         panel.set_xlim(left=0)
         panel.grid(alpha=0.3)
+    for panel in over_time, rate_over_time:
+        panel.xaxis.get_major_locator().set_params(integer=True)
     paper.suptitle(title, fontsize="medium")
 
 

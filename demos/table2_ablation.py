@@ -118,8 +118,8 @@ def trained_samples(folder, told, n, seed):
 
 def print_table(told, dataset, n, distances, noise, real):
     """Table 2's rows with both columns, what gives the numbers a meaning, and how the order compares with the paper's."""
-    print(f"\nTable 2 on {dataset.name}, {told.steps} steps of {told.resolved(dataset.image_shape).batch} images a row, {n} samples; "
-          "the paper's: CIFAR10, 800,000 steps\n")
+    print(f"\nTable 2 on {dataset.name}, {told.steps} steps of {told.resolved(dataset.image_shape).batch} images a row, "
+          f"{n} samples; the paper's: CIFAR10, 800,000 steps\n")
     print("objective                               Fréchet distance      paper: IS     FID")
     for predicts in dict.fromkeys(row.predicts for row in TABLE):
         print(predicts)
@@ -134,8 +134,8 @@ def print_table(told, dataset, n, distances, noise, real):
     papers = order([float(row.FID or "inf") for row in TABLE], np.inf)
     print(f"best first, here:  {' < '.join(ours)}\n           paper:  {' < '.join(papers)}")
     if ours != papers:
-        print("The orders differ.  The paper's is of one network and data set a thousand times larger, trained 500 times as long and\n"
-              "judged by another measure; one short run on small images neither confirms nor refutes it.")
+        print("The orders differ.  The paper's is of one network and data set a thousand times larger, trained 500 times as long\n"
+              "and judged by another measure; one short run on small images neither confirms nor refutes it.")
 
 
 def order(scores, worst):

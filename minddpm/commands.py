@@ -21,8 +21,8 @@ def demo(args):
         print(f"{folder} holds a run: going on with it")
         trained = run.resume(folder)
     else:
-        wanted = settings.Settings(data="mnist16", device=args.device, threads=args.threads, ema=0.99, save_every=100,
-                                   sample_every=0)
+        wanted = settings.Settings(data="mnist16", device=args.device, threads=args.threads, batch=32, ema=0.995,
+                                   save_every=200, sample_every=0)
         seconds = seconds_per_step(wanted)
         steps = max(1, round(60 * args.minutes / seconds))
         print(f"{seconds:.2f} s a step on this machine: {steps} steps in {args.minutes:g} minutes, then 64 samples")

@@ -42,7 +42,11 @@ class Model:
 
 
 def save(folder, model):
-    """Write the model as a folder that diffusers' DDPMPipeline.from_pretrained opens.  UserError: it cannot be written."""
+    """Write the model as a folder that diffusers' DDPMPipeline.from_pretrained opens.  UserError: it cannot be written.
+
+    diffusers samples from it if it predicts ε or x_0 with a fixed σ_t²; it refuses μ̃ prediction and a learned log-variance,
+    for which it has no name, when it is asked to sample.
+    """
     folder = Path(folder)
     place = pipeline.nested(folder)
     checkpoint.write(place.weights, model.params)

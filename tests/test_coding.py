@@ -177,8 +177,8 @@ FAULTS = {                                          # what somebody may get wron
 def test_alg3_a_planted_fault_in_minimal_random_coding_is_found(fault):
     """With few candidates a chunk and h = 2, so that every part of the code is at work."""
     found = planted(fault)
-    lowest = min(p_values(found, m, v, about)[0].min() for name, (m, v, about) in BLOCKS.items() if "impossible" not in name)
-    assert lowest < CERTAIN, f"{fault}: {lowest}"
+    blocks = [block for name, block in BLOCKS.items() if "impossible" not in name]
+    assert any(p_values(found, *block)[0].min() < CERTAIN for block in blocks)
 
 
 def planted(fault=None):
@@ -326,8 +326,7 @@ def test_alg3_alg4_take_the_steps_of_the_literal_ones():
             nats = literal.KL_N(q[0], [q[1]] * 6, p[0], [p[1]] * 6)
             assert nats / math.log(2) == pytest.approx(sent.kl[0, t], rel=1e-4)
         else:
-            nats = [literal.eq13_log(x_i, m, math.sqrt(p[1])) for x_i, m in zip(q[0], p[0], strict=True)]
-            assert -sum(nats) / math.log(2) == pytest.approx(sent.kl[0, 0], rel=1e-4)
+            assert -literal.eq13_log(q[0], p[0], math.sqrt(p[1])) / math.log(2) == pytest.approx(sent.kl[0, 0], rel=1e-4)
             return q[0]
         return x[t]
 
@@ -348,8 +347,8 @@ def test_alg3_what_is_communicated_follows_q():
 
 
 def whitened():
-    """What 100 messages' x_t say, in units of q: (T − 1, N, points, 2) and (T, N, points, 2); and x_0."""
-    codec, x0, x = two_d_codec(), two_d(100, seed=4), {}
+    """What the x_t of 40 images say, in units of q: (T − 1, N, points, 2) and (T, N, points, 2); and x_0."""
+    codec, x0, x = two_d_codec(), two_d(40, seed=4), {}
     for t, x_t, *_ in receive(codec, send(codec, x0).message):
         x[t] = x_t.astype(np.float64)
     s, x0, conditional, marginal = codec.schedule, data.scale(x0).astype(np.float64), [], []
@@ -369,10 +368,10 @@ def faults(u, x0):
          "x_0": np.mean(u * x0) / x0.std() * math.sqrt(u.size),
          "steps": np.mean(u[1:] * u[:-1]) * math.sqrt(u[1:].size) if len(u) > 1 else 0}
     found = [name for name, value in z.items() if abs(value) > 4]
-    return found + ["law"] * (stats.kstest(u.ravel(), "norm").pvalue < 1e-4)
+    return found + ["law"] if stats.kstest(u.ravel(), "norm").pvalue < 1e-4 else found
 
 
-@pytest.mark.parametrize("x0_factor, var_factor, found", [(1, 1.1, "variance"), (0.8, 1, "x_0")])
+@pytest.mark.parametrize("x0_factor, var_factor, found", [(1, 1.2, "variance"), (0.8, 1, "x_0")])
 def test_alg3_a_wrong_q_is_found(monkeypatch, x0_factor, var_factor, found):
     def wrong(s, x0, x_t, t):
         mean, var = q_posterior(s, x0_factor * x0, x_t, t)
@@ -387,7 +386,7 @@ def test_alg3_a_wrong_q_is_found(monkeypatch, x0_factor, var_factor, found):
 @pytest.mark.parametrize("sigma2", ["beta", "beta_tilde", "best"])
 def test_alg3_bits_are_eq05_and_the_stated_overhead(sigma2):
     """The KLs are those of likelihood.vlb, the entropy lies below them, and the bits between them and the bound."""
-    codec, x0 = two_d_codec(sigma2), two_d(40, seed=5)
+    codec, x0 = two_d_codec(sigma2), two_d(16, seed=5)
     s, sent = codec.schedule, send(codec, x0)
     if sigma2 != "best":
         terms = vlb(s, codec.eps_theta, data.scale(x0), np.random.default_rng(0), sigma2, clip=False).L * 32
@@ -401,7 +400,8 @@ def test_alg3_bits_are_eq05_and_the_stated_overhead(sigma2):
     assert np.all(index_bits.mean() < sent.bound[:, steps].sum(1).mean())
     assert np.mean(sent.class_bits[:, steps]) < 2
     np.testing.assert_allclose(sent.bits[:, 0], sent.kl[:, 0], rtol=1e-4)
-    assert np.all(np.abs(sent.kl.mean(0)[1:] - codec.kl[1:]) < 0.1 * codec.kl[1:] + 0.1)
+    error = np.sqrt(sent.kl.var(0)[1:] * (1 / len(x0) + 1 / 200)) + 1e-6       # codec.kl: the mean of 200 others
+    assert np.all(np.abs(sent.kl.mean(0)[1:] - codec.kl[1:]) < 5 * error)
 
 
 def entropy():
@@ -413,7 +413,7 @@ def entropy():
 
 
 def test_alg3_alg4_digits_that_the_model_has_not_seen():
-    codec, x0 = digits_codec(), digits().held_out[:24]
+    codec, x0 = digits_codec(), digits().held_out[:10]
     sent = send(codec, x0)
     *steps, last = received(codec, sent.message)
     np.testing.assert_array_equal(last.x_t, x0)
@@ -476,17 +476,19 @@ def test_alg4_another_codec_another_network_or_nonsense_from_it_is_an_error():
         return Codec(codec.schedule, eps_theta, codec.shape, codec.levels, codec.sigma2, codec.kl)
 
     received(with_network(codec.eps_theta), message)
-    for network in (lambda x, t: codec.eps_theta(x, t) * np.float32(1.01), lambda x, t: np.full_like(x, np.nan),
-                    lambda x, t: 1e30 * x):
+    for network in (lambda x, t: codec.eps_theta(x, t) * np.float32(1.01), lambda x, t: 1e30 * x,
+                    lambda x, t: codec.eps_theta(x, t) if t > 1 else np.full_like(x, np.nan)):
         with pytest.raises(UserError, match="does not decode to what was sent"):
             received(with_network(network), message)
 
 
-def test_alg4_an_x_t_that_cannot_be_is_an_error(monkeypatch):
+def test_alg4_an_x_t_that_cannot_be_is_an_error_before_a_network_sees_it(monkeypatch):
     message = send(digits_codec(), digits().held_out[:1]).message
-    monkeypatch.setattr(mrc, "receive", lambda source, p, average, key: np.full(64, np.nan, np.float32))
-    with pytest.raises(UserError, match="does not decode to what was sent"):
-        next(receive(digits_codec(), message))
+    monkeypatch.setattr(Codec, "p", lambda codec, x_t, t: pytest.fail("the network was called"))
+    for x in np.nan, np.inf, 1e30:
+        monkeypatch.setattr(mrc, "receive", lambda source, p, average, key, x=x: np.full(64, x, np.float32))
+        with pytest.raises(UserError, match="does not decode to what was sent"):
+            next(receive(digits_codec(), message))
 
 
 @pytest.mark.parametrize("x0", [np.zeros((0, 8, 8, 1), int), np.zeros((2, 8, 8), int), np.full((1, 8, 8, 1), 17),

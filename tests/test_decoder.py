@@ -59,6 +59,13 @@ def test_eq13_is_right_at_30_sigma_on_both_sides(z, sigma):
         assert edge == pytest.approx(tail(z, math.inf), rel=1e-12)
 
 
+def test_eq13_of_a_bin_far_narrower_than_sigma_is_density_times_width():
+    x, mean = GRIDS[256][1:-1], 0.3
+    for sigma in 1.0, 30.0, 1000.0:
+        expected = -((x - mean) ** 2) / (2 * sigma**2) - math.log(sigma * math.sqrt(2 * math.pi)) + math.log(2 / 255)
+        np.testing.assert_allclose(discretized_log_likelihood(x, mean, sigma), expected, atol=1e-5)
+
+
 @given(st.floats(-3, 3), st.floats(-6, 2), st.integers(0, 255))
 def test_eq13_is_symmetric_and_finite(mean, log_sigma, k):
     x, sigma = GRIDS[256][k], math.exp(log_sigma)

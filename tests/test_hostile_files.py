@@ -226,6 +226,17 @@ def test_the_largest_json_bombs_cost_little(folder, header):
     assert peak < 600e6 and seconds < 30
 
 
+@pytest.mark.parametrize("what", ["fifo", "folder", "nothing"])
+def test_json_is_read_from_regular_files_only(tmp_path, what):
+    path = tmp_path / "settings.json"
+    if what == "fifo":
+        os.mkfifo(path)                                         # opening it would wait for a writer for ever
+    elif what == "folder":
+        path.mkdir()
+    with pytest.raises(UserError, match="does not exist, or is no regular file"):
+        files.read_json(path)
+
+
 def test_a_sparse_file_of_a_terabyte(folder):
     path = folder / WEIGHTS
     with open(path, "r+b") as f:

@@ -263,7 +263,7 @@ def test_eq05_estimate_counts_each_term_once():
                                    vlb(s, model, x0, np.random.default_rng(2)).total)
 
 
-def test_table4_rate_is_cumulative_and_the_error_on_the_scale_of_bytes():
+def test_table4_fig5_rate_is_cumulative_and_the_error_on_the_scale_of_bytes():
     L = np.array([[4.0, 2.0, 1.0, 0.5], [6.0, 2.0, 3.0, 0.5]])              # L_0 … L_3 of two images
     mse = np.array([[0.0, 0.01, 0.04, 0.16], [0.0, 0.03, 0.04, 0.34]])
     bound = Bound(L, mse)
@@ -327,4 +327,8 @@ def test_eq05_refuses():
         vlb_estimate(s, lambda x_t, t: x_t, x0, rng, terms=1)
     with pytest.raises(ValueError, match="sigma2 is 'other'"):
         vlb(s, lambda x_t, t: x_t, x0, rng, "other")
+
+
+def test_standard_error_of_two_values():
+    assert standard_error(np.array([0.0, 2.0])) == pytest.approx(1)             # √(Σ (x − 1)² / (2 − 1)) / √2
     assert math.isnan(standard_error(np.ones(1)))

@@ -179,6 +179,16 @@ def constant_of_L(t, sigma2="beta"):
     return OBJECTIVES["eps-L"](grey, e.eps)[0].item()
 
 
+@pytest.mark.parametrize("t", [2, 500, 1000])
+@pytest.mark.parametrize("sigma2", ["beta", "beta_tilde"])
+def test_eq08_the_mean_enters_the_kl_as_a_distance(t, sigma2):
+    e, mean = example([t], sigma2), normal(*SHAPE, seed=3)
+    loss, _ = OBJECTIVES["mu-L"](e, mean[None])
+    expected = literal.eq08(BETA, lambda x_t, t: mean.ravel().tolist(), S.sigma2(sigma2).tolist(), e.x0.ravel().tolist(),
+                            e.x_t.ravel().tolist(), t)
+    assert (loss.item() - constant_of_L(t, sigma2)) * math.log(2) * mean.size == pytest.approx(expected, rel=1e-9)
+
+
 @pytest.mark.parametrize("t, sigma2, weight", [(2, "beta", 0.272692), (500, "beta", 0.00550343), (1000, "beta", 0.01020449),
                                                (2, "beta_tilde", 0.599672), (500, "beta_tilde", 0.0055082)])
 def test_eq12_weight_comes_out_of_the_kl(t, sigma2, weight):

@@ -169,7 +169,8 @@ def test_network_to_json_and_back(cfg):
 def test_what_newer_versions_add_is_understood():
     more = dict(add_attention=True, attn_norm_num_groups=None, class_embed_type=None, downsample_type="conv",
                 upsample_type="conv", dropout=0.0, num_class_embeds=None, num_train_timesteps=None,
-                resnet_time_scale_shift="default", _name_or_path="google/ddpm-cifar10-32", mid_block_type="UNetMidBlock2D", time_embedding_dim=None)
+                resnet_time_scale_shift="default", mid_block_type="UNetMidBlock2D", time_embedding_dim=None,
+                _name_or_path="google/ddpm-cifar10-32")
     assert unet_json.from_json(CIFAR10 | more) == unet_json.from_json(CIFAR10)
 
 
@@ -191,7 +192,7 @@ def test_heads(heads, fits):
     ("out_channels", 4), ("sample_size", None), ("sample_size", [32, 64]), ("sample_size", 33), ("sample_size", 2**40),
     ("in_channels", 0), ("in_channels", 3.0), ("block_out_channels", []), ("block_out_channels", 128),
     ("block_out_channels", [128, 256, 256, -1]), ("block_out_channels", [2**40] * 4), ("block_out_channels", ["128"] * 4),
-    ("layers_per_block", 10**9), ("layers_per_block", True), ("norm_num_groups", None), ("norm_num_groups", 33),
+    ("layers_per_block", 101), ("layers_per_block", True), ("norm_num_groups", None), ("norm_num_groups", 33),
     ("norm_eps", "small"), ("norm_eps", float("nan")), ("norm_eps", float("inf")), ("dropout", 1.0), ("dropout", float("nan")),
     ("down_block_types", ["DownBlock2D"] * 3), ("down_block_types", "DownBlock2D"), ("down_block_types", [[]] * 4),
     ("down_block_types", ["DownBlock2D"] * 3 + ["SkipDownBlock2D"]), ("up_block_types", None), ("_class_name", "UNet1DModel"),
@@ -209,6 +210,16 @@ def test_a_network_that_we_do_not_have_is_refused_by_name(option, value):
 def test_an_option_left_out_has_diffusers_default_not_ours(option):
     with pytest.raises(UserError, match=f"{option} is .*diffusers' default, as the file leaves it out"):
         unet_json.from_json({k: v for k, v in CIFAR10.items() if k != option})
+
+
+def test_sizes_left_out_have_diffusers_defaults():
+    for option, default in dict(in_channels=3, out_channels=3, layers_per_block=2, norm_num_groups=32, norm_eps=1e-5,
+                                dropout=0.0).items():
+        left_out = {k: v for k, v in CIFAR10.items() if k != option}
+        assert unet_json.from_json(left_out) == unet_json.from_json(CIFAR10 | {option: default})
+    for option in "block_out_channels", "down_block_types", "up_block_types", "sample_size":        # theirs fit no model we know
+        with pytest.raises(UserError, match=option):
+            unet_json.from_json({k: v for k, v in CIFAR10.items() if k != option})
 
 
 # ---- the scheduler's options ----------------------------------------------------------------------------------------
@@ -235,7 +246,11 @@ def test_older_schedulers_are_understood():
            "timestep_values": None, "tensor_format": "pt"}
     s, *rest = scheduler_json.from_json(old)
     assert np.array_equal(s.beta, Schedule.linear(500).beta) and rest == ["beta", False, "eps"]
-    assert scheduler_json.from_json({"_class_name": "DDPMScheduler", "predict_epsilon": True}).sigma2 == "beta_tilde"
+
+
+def test_scheduler_options_left_out_have_diffusers_defaults():
+    s, *rest = scheduler_json.from_json({"_class_name": "DDPMScheduler", "predict_epsilon": True})
+    assert np.array_equal(s.beta, Schedule.linear(1000, 1e-4, 0.02).beta) and rest == ["beta_tilde", True, "eps"]
 
 
 @pytest.mark.parametrize("sigma2, clip, predicts", [("beta", True, "eps"), ("beta_tilde", False, "eps"), ("beta", True, "x0"),

@@ -10,7 +10,7 @@ import twins
 from gradcheck import Case, check_gradient, projections, random_parameters, read_only
 from test_blocks import SOFTMAX
 
-from minddpm import tree
+from minddpm import blocks, tree
 from minddpm.memory import checkpoint, discard, keep
 from minddpm.objective import l_simple
 from minddpm.unet import UNetConfig, init, parameters, unet
@@ -125,6 +125,15 @@ def test_an_images_seed_decides_its_masks_and_no_others():
     without, _ = unet(SMALL, p, x, T)
     np.testing.assert_array_equal(first[0], other[0])
     assert not np.allclose(first[1], other[1]) and not np.allclose(first[0], without[0])
+
+
+def test_each_residual_block_has_its_own_mask(monkeypatch):
+    seen = []
+    real = blocks.dropout
+    monkeypatch.setattr(blocks, "dropout", lambda x, rate, seeds, number: seen.append(number) or real(x, rate, seeds, number))
+    p, x = case(DEEP).args
+    unet(DEEP, p, x, T, SEEDS)
+    assert seen == list(range(3 * 2 + 2 + 3 * 3))                           # down, middle, up: in the order of the network
 
 
 def test_the_timestep_reaches_the_output_of_the_presets():

@@ -1,5 +1,6 @@
 """Folders: what diffusers saves minddpm loads, and what minddpm saves diffusers opens and samples from, tensor for tensor."""
 
+import inspect
 import json
 import shutil
 import signal
@@ -9,11 +10,24 @@ import time
 
 import numpy as np
 import pytest
-from oracle import DDPMPipeline, DDPMScheduler, cifar10, image256, make, nchw, nhwc, randomize, relative, to_ours, torch
+from oracle import (
+    DDPMPipeline,
+    DDPMScheduler,
+    UNet2DModel,
+    cifar10,
+    image256,
+    make,
+    nchw,
+    nhwc,
+    randomize,
+    relative,
+    to_ours,
+    torch,
+)
 from safetensors.numpy import load_file, save_file
 
 import minddpm
-from minddpm import run, tree
+from minddpm import cli, run, scheduler_json, tree, unet_json
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
 from minddpm.model import Model
@@ -117,6 +131,15 @@ def test_flat_folder_opens_in_both(tmp_path):
     same_arrays(ours, loaded)
 
 
+@pytest.mark.parametrize("layout", ["nested", "flat"])
+def test_the_command_line_samples_from_their_folders(tmp_path, layout, capsys):
+    folder = save_theirs(tmp_path / "theirs", randomize(make((8, 16), "-A", "A-", 1, 4, 3, 8), 2).half(), num_train_timesteps=20)
+    if layout == "flat":
+        flatten(folder)
+    assert cli.main(["sample", str(folder), "-n", "3", "--npz", str(tmp_path / "x.npz")]) == 0
+    assert np.load(tmp_path / "x.npz")["arr_0"].shape == (3, 8, 8, 3)
+
+
 def test_old_attention_names_open_in_both(tmp_path):
     theirs = randomize(make((8, 16), "-A", "A-", 1, 4, 3, 8), 3)
     save_theirs(tmp_path, theirs)
@@ -178,8 +201,25 @@ def test_every_other_scheduler_of_theirs_is_refused_by_name(tmp_path, option):
         minddpm.load(tmp_path)
 
 
+def test_our_tables_know_every_option_of_theirs_and_its_default():
+    """So that a new version of diffusers with a new option or default is noticed here."""
+    for theirs, table in (UNet2DModel, unet_json), (DDPMScheduler, scheduler_json):
+        signature = inspect.signature(theirs.__init__).parameters
+        defaults = {name: p.default for name, p in signature.items() if name not in ("self", "kwargs")}
+        assert defaults.keys() <= table.FIXED.keys() | table.READ
+        assert {name: defaults[name] for name in table.FIXED if name in defaults} == \
+               {name: default for name, (_, default) in table.FIXED.items() if name in defaults}
+    network = inspect.signature(UNet2DModel.__init__).parameters
+    ours = dict(in_channels=3, out_channels=3, layers_per_block=2, norm_num_groups=32, norm_eps=1e-5, dropout=0.0,
+                attention_head_dim=8)
+    assert {name: network[name].default for name in ours} == ours
+    scheduler = inspect.signature(DDPMScheduler.__init__).parameters
+    ours = dict(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", variance_type="fixed_small",
+                clip_sample=True, prediction_type="epsilon", trained_betas=None)
+    assert {name: scheduler[name].default for name in ours} == ours
+
+
 def test_a_network_with_all_their_defaults_is_refused(tmp_path):
-    from diffusers import UNet2DModel
     save_theirs(tmp_path, UNet2DModel(sample_size=16, block_out_channels=(32, 32), down_block_types=("DownBlock2D",) * 2,
                                       up_block_types=("UpBlock2D",) * 2))
     with pytest.raises(UserError, match="downsample_padding is 1"):
