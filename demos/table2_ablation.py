@@ -134,8 +134,8 @@ def print_table(told, dataset, n, distances, noise, real):
     papers = order([float(row.FID or "inf") for row in TABLE], np.inf)
     print(f"best first, here:  {' < '.join(ours)}\n           paper:  {' < '.join(papers)}")
     if ours != papers:
-        print("The orders differ.  The paper's is of one network and data set a thousand times larger, trained 500 times as long\n"
-              "and judged by another measure; one short run on small images neither confirms nor refutes it.")
+        print("The orders differ.  The paper's is of one network and data set a thousand times larger, trained 500 times as "
+              "long\nand judged by another measure; one short run on small images neither confirms nor refutes it.")
 
 
 def order(scores, worst):
