@@ -6,7 +6,7 @@ otherwise (seeds, number): a seed for each image and the number of this residual
 
 import numpy as np
 
-from minddpm.layers import attention, conv1x1, conv2d, conv3x3, dropout, group_norm, linear, swish, upsample
+from minddpm.layers import attention, conv1x1, conv2d, conv3x3, dropout, group_norm, linear, norm_swish, swish, upsample
 
 
 def resblock(cfg, p, x, temb, key):
@@ -16,14 +16,12 @@ def resblock(cfg, p, x, temb, key):
 
     shortcut is a 1×1 convolution where C ≠ N, otherwise the identity.
     """
-    n1, norm1_back = group_norm(p["norm1"], x, cfg.groups, cfg.eps)
-    a1, act1_back  = swish(n1)
+    a1, norm1_back = norm_swish(p["norm1"], x, cfg.groups, cfg.eps)
     h1, conv1_back = conv3x3(p["conv1"], a1)
     at, act_t_back = swish(temb)
     ht, temb_back  = linear(p["time_emb_proj"], at)
     h  = h1 + ht[:, None, None, :]
-    n2, norm2_back = group_norm(p["norm2"], h, cfg.groups, cfg.eps)
-    a2, act2_back  = swish(n2)
+    a2, norm2_back = norm_swish(p["norm2"], h, cfg.groups, cfg.eps)
     d2, drop_back  = dropout(a2, cfg.dropout, *key) if key else (a2, None)
     h2, conv2_back = conv3x3(p["conv2"], d2)
     s, shortcut_back = conv1x1(p["conv_shortcut"], x) if "conv_shortcut" in p else (x, None)
@@ -36,13 +34,11 @@ def resblock(cfg, p, x, temb, key):
             ds = dy
         dd2, dp["conv2"] = conv2_back(dy)
         da2 = drop_back(dd2) if drop_back else dd2
-        dn2 = act2_back(da2)
-        dh, dp["norm2"] = norm2_back(dn2)
+        dh, dp["norm2"] = norm2_back(da2)
         dat, dp["time_emb_proj"] = temb_back(dh.sum(axis=(1, 2)))   # ht was added at every pixel
         dtemb = act_t_back(dat)
         da1, dp["conv1"] = conv1_back(dh)
-        dn1 = act1_back(da1)
-        dx, dp["norm1"] = norm1_back(dn1)
+        dx, dp["norm1"] = norm1_back(da1)
         return dx + ds, dtemb, dp                                   # x was used twice: its gradients add
 
     return s + h2, resblock_back

@@ -9,7 +9,7 @@ import numpy as np
 
 from minddpm import tree
 from minddpm.blocks import down_block, mid_block, up_block
-from minddpm.layers import conv2d, group_norm, linear, swish, timestep_embedding
+from minddpm.layers import conv2d, linear, norm_swish, swish, timestep_embedding
 from minddpm.memory import keep
 
 
@@ -105,15 +105,13 @@ def unet(cfg, p, x, t, seeds=None, run=keep):
         del skips[first:]
         up_backs.append(back)
     assert not skips
-    n, norm_back = group_norm(p["conv_norm_out"], h, cfg.groups, cfg.eps)
-    a, act_back = swish(n)
+    a, norm_back = norm_swish(p["conv_norm_out"], h, cfg.groups, cfg.eps)
     eps, conv_out_back = conv2d(p["conv_out"], a)
 
     def unet_back(deps):
         dp = {"down_blocks": [], "up_blocks": []}
         da, dp["conv_out"] = conv_out_back(deps)
-        dn = act_back(da)
-        dh, dp["conv_norm_out"] = norm_back(dn)
+        dh, dp["conv_norm_out"] = norm_back(da)
         dtemb, dskips = 0, []
         for back in reversed(up_backs):
             dh, dused, dtemb_block, dblock = back(dh)

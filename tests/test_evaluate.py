@@ -101,6 +101,14 @@ def test_table1_bits_of_many_images_are_the_bounds_of_its_batches():
     assert summary["total"] > math.log2(70) / 64                                # the entropy of 70 equally likely images
 
 
+def test_eq13_L_0_with_the_released_codes_variance():
+    """ε* of one image: an exact mean, whose L_0 for σ_1² = β̃_2 is known (paper.md 1.7: 1.30538 bits/dim, 256 levels)."""
+    image = np.full((1, 8, 8, 1), 100, np.uint8)
+    with Workers(1) as workers:
+        L_0 = evaluate.released_distortion(oracle_model(Schedule.linear(), image, 256), image, 256, seed=0, workers=workers)
+    assert L_0[0] == pytest.approx(1.30538, abs=5e-6)
+
+
 def test_sec4_a_model_that_copies_its_training_images_is_found_out(monkeypatch):
     s = Schedule.linear(3, 0.1, 0.5)
     model, quality = oracle_model(s, DIGITS.train[:5]), {}

@@ -55,6 +55,7 @@ CASES = {
     "group_norm small x":    Case(NORM, lambda m: lambda p, x: m.group_norm(p, x, 2, eps=1e-2),
                                   (norm(4), draw(2, 3, 3, 4, scale=0.1))),
     "swish":                 Case(SWISH, lambda m: lambda x: m.swish(x), (draw(3, 4, scale=3),)),
+    "norm_swish":            Case(PLAN, lambda m: lambda p, x: m.norm_swish(p, x, 2), (norm(4), draw(2, 3, 3, 4))),
     "attention":             Case(ATTENTION, lambda m: lambda q, k, v: m.attention(q, k, v),
                                   (draw(2, 5, 4), draw(2, 5, 4, seed=1), draw(2, 5, 4, seed=2))),
     "attention one image":   Case(ATTENTION, lambda m: lambda q, k, v: m.attention(q, k, v),

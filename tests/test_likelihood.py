@@ -297,6 +297,9 @@ def test_eq05_works_in_float64_although_the_network_is_float32():
     bound = vlb(s, eps_theta, x0, np.random.default_rng(0), "beta_tilde", clip=False)
     assert seen == {np.dtype(np.float32)} and bound.L.dtype == np.float64
     assert 0 <= bound.L[:, 1:-1].min() and bound.L[:, 1:-1].sum(1).max() < 1e-6      # float32 throughout would have 1e-4
+    double = vlb(s, lambda x_t, t: eps_theta(x_t.astype(np.float32), t), x0.astype(np.float64), np.random.default_rng(0),
+                 "beta_tilde", clip=False)
+    np.testing.assert_allclose(bound.L, double.L, rtol=1e-12)               # the same arithmetic from x_0 on
 
 
 def test_eq05_images_and_steps_have_noise_of_their_own():

@@ -72,6 +72,10 @@ def swish(x):
     return y
 
 
+def norm_swish(p, x, groups, eps=1e-6):
+    return swish(group_norm(p, x, groups, eps))
+
+
 def attention(q, k, v):
     """o_i = Σ_j softmax_j(q_i · k_j / √C) v_j, for each image."""
     B, T, C = q.shape

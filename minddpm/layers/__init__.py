@@ -14,9 +14,9 @@ from minddpm.layers.dropout import dropout
 from minddpm.layers.embedding import timestep_embedding
 from minddpm.layers.linear import linear
 from minddpm.layers.norm import group_norm
-from minddpm.layers.plan import conv3x3, prepare
+from minddpm.layers.plan import conv3x3, norm_swish, prepare
 from minddpm.layers.swish import swish
 from minddpm.layers.upsample import upsample
 
-__all__ = ["attention", "conv1x1", "conv2d", "conv3x3", "dropout", "group_norm", "linear", "prepare", "swish",
-           "timestep_embedding", "upsample"]
+__all__ = ["attention", "conv1x1", "conv2d", "conv3x3", "dropout", "group_norm", "linear", "norm_swish", "prepare",
+           "swish", "timestep_embedding", "upsample"]

@@ -1,13 +1,26 @@
-"""Which algorithm computes which 3×3 convolution: the plan table, and the weights made ready for it."""
+"""Which algorithm computes what: the plan table for 3×3 convolutions, the weights made ready for it, and fused steps."""
 
 from minddpm import backend, tree
 from minddpm.layers.conv import conv2d
+from minddpm.layers.norm import group_norm
+from minddpm.layers.swish import swish
 from minddpm.layers.winograd import transform, winograd
 
 
 def conv3x3(p, x):
     """App. B.  3×3 convolution, stride 1, as conv2d, which it is where p holds no transformed weight (see `prepare`)."""
     return winograd(p, x) if "winograd" in p else conv2d(p, x)
+
+
+def norm_swish(p, x, groups, eps=1e-6):
+    """App. B.  y = swish(group_norm(p, x)), which always stand together.  x (B,H,W,C) -> y (B,H,W,C).  Back: dy -> dx, dp."""
+    n, norm_back = group_norm(p, x, groups, eps)
+    y, swish_back = swish(n)
+
+    def norm_swish_back(dy):
+        return norm_back(swish_back(dy))
+
+    return y, norm_swish_back
 
 
 def tile_size(side, C, N):
