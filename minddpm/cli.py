@@ -1,4 +1,4 @@
-"""The command line: minddpm demo, train, sample, evaluate, data.
+"""The command line: minddpm demo, train, sample, evaluate, paper, data.
 
 Exit codes: 0 done, 2 something that you can put right (one sentence on stderr), 130 stopped by Ctrl-C.
 """
@@ -83,6 +83,12 @@ def _parser():
     p.add_argument("--json", metavar="F.json", help="every number, also L_t and the error of x̂_0 at each t")
     p.add_argument("--seed", type=_seed, default=0, help="seed of the choice of images and of all noise (default: %(default)s)")
     _compute_flags(p)
+
+    p = command("paper", commands.paper)
+    p.add_argument("item", nargs="?", metavar="ITEM", help="7 for Eq. (7); alg2, table4, fig6, sec3.3, appB; by default all")
+    p.add_argument("--html", metavar="DIR", help="write pages to read: each file's words beside its code, with links")
+    p.add_argument("--run", action="store_true", help="run the tests of ITEM, or of all")
+    p.add_argument("--readme", action="store_true", help="bring the generated sections of README.md up to date")
 
     p = into_main.add_parser("data", help="The data sets.", description="The data sets.")
     into = p.add_subparsers(required=True, metavar="list|preview")

@@ -11,6 +11,7 @@ from minddpm.errors import UserError
 from minddpm.estimate import estimate, seconds_per_step
 from minddpm.evaluate import report
 from minddpm.progress import clock
+from minddpm.readalong import show
 
 
 def demo(args):
@@ -106,6 +107,11 @@ def sample(args):
 def evaluate(args):
     """Table 1.  Bits/dim of a trained model, with their parts, and how its samples compare with the data."""
     report(args.folder, args.n, args.data, args.bpd, args.json, args.seed, args.threads, args.device)
+
+
+def paper(args):
+    """The paper's equations, algorithms, tables and figures: where the code is that computes each, and the tests of it."""
+    return show.command(args.item, args.html, args.run, args.readme)
 
 
 def data_list(args):
