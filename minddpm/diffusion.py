@@ -138,7 +138,7 @@ def q_posterior(s, x0, x_t, t):
     >>> s = Schedule.linear()
     >>> mean, var = q_posterior(s, np.ones((1, 1)), np.zeros((1, 1)), 500)
     >>> print(f"{mean.item():.8f}  {var:.8f}")
-    0.00307007  0.01004210
+    0.00307007  0.01003136
     """
     t = check_t(s, t)
     beta, alpha, alpha_bar, alpha_bar_prev = s.beta[t], s.alpha[t], s.alpha_bar[t], s.alpha_bar[t - 1]

@@ -12,9 +12,11 @@ from pygments.lexers import PythonLexer
 from minddpm.readalong import maths
 
 # x_t, μ_θ, L_{t−1}, ∏_{i=1}^D, e^{−d}, (…)^(−½): one letter or sign with what hangs on it, in the middle of a sentence
-SUBSCRIPT = re.compile(r"(?<![\w.])([^\W\d_][\u0302-\u0304]?|[∏∫])_(\{[^}]*\}|[A-Za-z]{3,}(?![\w(])|"
+SUBSCRIPT = re.compile(r"(?<!\w)(?<!\w\.)([^\W\d_][\u0302-\u0304]?|[∏∫])_(\{[^}]*\}|[A-Za-z]{3,}(?![\w(])|"
                        r"[A-Za-z0-9\u0370-\u03ff]{1,2}(?![A-Za-z_]))(?:\^(\{[^}]*\}|[A-Za-z0-9]))?")
 SUPERSCRIPT = re.compile(r"\^(?:\{([^{}]*)\}|\(([^()]*)\))")
+MARKED = re.compile("([^\\W\\d_])([\u0302-\u0304])")           # β̃: many a font draws the mark into the letter
+MARKS = {"\u0302": "^", "\u0303": "~", "\u0304": "¯"}
 
 
 @cache
@@ -89,8 +91,13 @@ def where(place, label=""):
 
 
 def sentence(text):
-    """Plain words, with x_t, ε_θ and e^{−d} set as one reads them."""
-    return _scripts(html.escape(text, quote=False))
+    """Plain words, with x_t, β̃_t, ε_θ and e^{−d} set as one reads them."""
+    return MARKED.sub(_marked, _scripts(html.escape(text, quote=False)))
+
+
+def _marked(match):
+    letter, mark = f'<mi mathvariant="normal">{match[1]}</mi>', f'<mo stretchy="false">{MARKS[match[2]]}</mo>'
+    return f'<math><mover accent="true">{letter}{mark}</mover></math>'
 
 
 def _scripts(text):

@@ -1,4 +1,4 @@
-"""The README's generated sections: the paper's index, and "Paper vs. released code"."""
+"""The README's generated sections: the order to read in, the paper's index, and "Paper vs. released code"."""
 
 import re
 
@@ -6,6 +6,25 @@ from minddpm import files
 from minddpm.differences import DIFFERENCES
 from minddpm.errors import UserError
 from minddpm.paper import ITEMS
+
+# Files of minddpm/, what they have of the paper, and what they hold.
+ORDER = [
+    ("diffusion", "Sec. 2, 3.1, 3.2", "the schedules; q step by step, at once, and backwards: Eq. (2), (4), (6), (7), (15)"),
+    ("gaussian", "Sec. 2, 3.3", "log-density and KL of Gaussians, the discretised decoder: Eq. (13)"),
+    ("reverse", "Eq. (1), (11), Table 2", "p_θ from what the network says"),
+    ("objective bound", "Eq. (8), (12), (14), Table 2", "the training losses, each with its gradient"),
+    ("sample", "Alg. 2, Fig. 6-9", "from noise to data, and what can be done on the way"),
+    ("likelihood evaluate distance", "Eq. (3), (5), (16), Tables 1, 4", "bits/dim, rate and distortion; samples judged"),
+    ("coding mrc range_coder", "Alg. 3, 4", "images sent and received for real"),
+    ("score", "Sec. 3.2, App. C", "ε_θ as a score; Langevin dynamics"),
+    ("layers/", "App. B", "one file a layer: forward pass, derivation, gradient"),
+    ("blocks unet memory", "App. B", "residual block, attention, the U-Net and its initialisation"),
+    ("train optim workers", "Alg. 1, Sec. 4", "one training step; Adam, warm-up, clipping, EMA; threads"),
+    ("run generate settings commands cli", "", "a run's folder, pictures, the command line"),
+    ("model pipeline checkpoint names", "", "folders that diffusers opens, and its folders opened here"),
+    ("data readers images", "Sec. 3.3", "data sets in, pictures out"),
+    ("paper differences readalong/", "", "from the paper to the line to the test"),
+]
 
 
 def update(index):
@@ -21,12 +40,29 @@ def update(index):
 
 def current(text, index):
     """A README with its generated sections as they should be.  UserError: a section's marks are missing."""
-    for name, section in ("index", index_section(index)), ("differences", differences_section(index)):
+    sections = ("order", order_section(index.root)), ("index", index_section(index)), ("differences", differences_section(index))
+    for name, section in sections:
         begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
         if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
             raise UserError(f"README.md: expected one {begin} and one {end} after it")
         text = text[:text.index(begin) + len(begin)] + f"\n{section}\n" + text[text.index(end):]
     return text
+
+
+def order_section(root):
+    """A table of the files in the order to read them in, with their lengths."""
+    lines = ["| file | lines | paper | what it holds |", "|---|---|---|---|"]
+    for names, where, what in ORDER:
+        paths = [root / "minddpm" / (name if name.endswith("/") else f"{name}.py") for name in names.split()]
+        counts = [sum(_lines(file) for file in ([path] if path.is_file() else path.rglob("*.py"))) for path in paths]
+        files_ = ", ".join(f"`{path.name}{'' if path.suffix else '/'}`" for path in paths)
+        lines.append(f"| {files_} | {', '.join(map(str, counts))} | {where} | {what} |")
+    total = sum(_lines(file) for file in (root / "minddpm").rglob("*.py"))
+    return "\n".join([*lines, "", f"All of `minddpm/` is {total:,} lines, words included."])
+
+
+def _lines(path):
+    return path.read_text(encoding="utf-8").count("\n")
 
 
 def index_section(index):
