@@ -64,7 +64,7 @@ def test_the_readmes_commands_parse():
 
 def test_the_readmes_files_exist():
     links = [link for link in re.findall(r"\]\(([^)#\s]+)", README) if not link.startswith("http")]
-    files = links + re.findall(r"`((?:demos|tests|minddpm)/[\w/.]+\.\w+)`", README)
+    files = links + re.findall(r"(?<![\w/])(?:demos|tests|minddpm)/[\w/]+\.\w+", README)
     assert len(files) > 20
     missing = [name for name in files if not (ROOT / name).exists()]
     assert not missing
