@@ -5,6 +5,7 @@ import tracemalloc
 from dataclasses import asdict, replace
 
 from minddpm import backend, tree
+from minddpm.memory import TRAINING
 from minddpm.progress import clock
 from minddpm.run import prepare, workers_for
 from minddpm.train import TrainingState, draw_batch, gradient, train_step
@@ -29,26 +30,39 @@ def estimate(wanted):
     """Settings, parameters, memory and time of a run as text, for --dry-run.  UserError: as begin."""
     told, cfg, dataset, state = _throwaway(wanted)
     threads = told.threads or backend.cpu_count()
-    one_part = replace(told, batch=min(told.batch, PART))
-    batch = draw_batch(one_part, dataset, 1)
-    tracemalloc.start()
-    with workers_for(replace(told, threads=1), "cpu") as workers:
-        gradient(told.objective, cfg, told.schedule(), state.params, batch, workers)
-    _, part_bytes = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
     measured = min(told.batch, PART * threads)
     seconds = seconds_per_step(replace(told, batch=measured), steps=2) * told.batch / measured
+    costs = {name: _cost_of_a_part(told, cfg, dataset, state, run) for name, run in TRAINING.items()}
     weights = 4 * tree.size(state.params)
     parts = min(threads, -(-told.batch // PART))
-    memory = 4 * weights + weights + parts * part_bytes + dataset.train.nbytes + dataset.held_out.nbytes
+    fixed = 4 * weights + weights + dataset.train.nbytes + dataset.held_out.nbytes
+    memory = {name: (fixed + parts * part_bytes) / 2**20 for name, (part_bytes, _) in costs.items()}
+    other = next(name for name in costs if name != told.memory)
     lines = [f"  {name:13} {value}" for name, value in asdict(told).items()]
     return "\n".join([
         "settings", *lines,
         f"data           {len(dataset.train)} images to train on, {len(dataset.held_out)} held out",
         f"parameters     {tree.size(state.params):,}",
-        f"memory         about {memory / 2**20:,.0f} MB",
+        f"memory         about {memory[told.memory]:,.0f} MB; with --memory {other} {memory[other]:,.0f} MB, "
+        f"at {costs[other][1] / costs[told.memory][1]:.1f} times the time",
         f"time           about {seconds:.2g} s a step, {clock(seconds * told.steps)} in all, on {threads} threads",
     ])
+
+
+def _cost_of_a_part(told, cfg, dataset, state, run):
+    """The memory, in bytes, and the time of the gradient that one thread computes at a time, under a policy of memory.py."""
+    batch = draw_batch(replace(told, batch=min(told.batch, PART)), dataset, 1)
+    with workers_for(replace(told, threads=1), "cpu") as workers:
+        def compute():
+            start = time.perf_counter()
+            gradient(told.objective, cfg, told.schedule(), state.params, batch, workers, run=run)
+            return time.perf_counter() - start
+
+        tracemalloc.start()
+        compute()
+        _, part_bytes = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return part_bytes, min(compute() for _ in range(2))
 
 
 def _throwaway(wanted):

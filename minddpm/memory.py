@@ -1,4 +1,7 @@
-"""Memory policies: what a block keeps for its pullback.  Each takes f and its arguments and answers as f would, y and back."""
+"""Memory policies: what a block keeps for its pullback.  Each takes f and its arguments and answers as f would, y and back.
+
+None of them changes a number: dropout draws its masks from seeds, so a replayed forward pass is the one that was.
+"""
 
 
 def keep(f, *args):
@@ -21,3 +24,6 @@ def discard(f, *args):
     """Inference: there is no pullback, and what the block computed on its way is free as soon as it answers."""
     y, _ = f(*args)
     return y, None
+
+
+TRAINING = {"keep": keep, "checkpoint": checkpoint}             # by the names that --memory has for them

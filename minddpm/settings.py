@@ -8,6 +8,7 @@ from minddpm import files
 from minddpm.backend import DEVICES
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
+from minddpm.memory import TRAINING as MEMORY
 from minddpm.objective import OBJECTIVES
 from minddpm.unet import UNetConfig
 
@@ -60,6 +61,8 @@ class Settings:
     sigma2: str = _setting("σ_t² of p_θ; by default beta, but learned where the objective learns it", kind=str,
                            choices=("beta", "beta_tilde", "learned"))
     seed: int = _setting("seed of everything random", 0, low=0, high=2**63 - 1)
+    memory: str = _setting("what the blocks keep for the gradient: all, or their inputs, at the price of one more forward pass",
+                           "keep", choices=MEMORY)
     threads: int = _setting("worker threads; by default one a CPU", kind=int, low=1, high=4096)
     device: str = _setting("where to compute", "auto", choices=DEVICES)
     save_every: int = _setting("steps between two saves; 0: at the end only", 500, low=0, high=COUNT)

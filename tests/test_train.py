@@ -2,12 +2,13 @@
 
 import subprocess
 import sys
+import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from minddpm import data, optim, run, settings, train, tree
+from minddpm import data, memory, optim, run, settings, train, tree
 from minddpm.diffusion import q_sample
 from minddpm.errors import UserError
 from minddpm.settings import Settings
@@ -158,6 +159,24 @@ def test_thread_counts_agree_to_rounding(dropout, dtype, tolerance):
         assert loss == pytest.approx(whole_loss, rel=tolerance)
         close(grad, whole, tolerance)
         assert all(g.dtype == dtype for g in tree.leaves(grad))
+
+
+def test_the_memory_policy_changes_memory_and_no_bit(monkeypatch):
+    """--memory checkpoint replays each block, dropout included: the same step, with a smaller peak."""
+    cfg, peaks, states = small(), {}, {}
+    for policy in memory.TRAINING:
+        told = replace(TOLD, batch=16, threads=1, memory=policy)
+        state = TrainingState.begin(init(cfg, 0))
+        with Workers(1) as workers:
+            for step in 1, 2:
+                tracemalloc.start()
+                train_step(told, cfg, told.schedule(), state, batch_of(told, step, np.float32), workers)
+                _, peaks[policy] = tracemalloc.get_traced_memory()
+                tracemalloc.stop()
+        states[policy] = state
+    equal(states["keep"].params, states["checkpoint"].params)
+    equal(states["keep"].v, states["checkpoint"].v)
+    assert peaks["checkpoint"] < 0.7 * peaks["keep"]
 
 
 def test_a_batch_smaller_than_the_number_of_threads():
