@@ -5,6 +5,7 @@ import tracemalloc
 from dataclasses import asdict, replace
 
 from minddpm import backend, tree
+from minddpm.likelihood import prior_warning
 from minddpm.progress import clock
 from minddpm.run import prepare, workers_for
 from minddpm.train import TrainingState, draw_batch, gradient, train_step
@@ -42,12 +43,14 @@ def estimate(wanted):
     parts = min(threads, -(-told.batch // PART))
     memory = 4 * weights + weights + parts * part_bytes + dataset.train.nbytes + dataset.held_out.nbytes
     lines = [f"  {name:13} {value}" for name, value in asdict(told).items()]
+    warning = prior_warning(told.schedule())
     return "\n".join([
         "settings", *lines,
         f"data           {len(dataset.train)} images to train on, {len(dataset.held_out)} held out",
         f"parameters     {tree.size(state.params):,}",
         f"memory         about {memory / 2**20:,.0f} MB",
         f"time           about {seconds:.2g} s a step, {clock(seconds * told.steps)} in all, on {threads} threads",
+        *([f"warning: {warning}"] if warning else []),
     ])
 
 
