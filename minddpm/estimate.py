@@ -5,6 +5,7 @@ import tracemalloc
 from dataclasses import asdict, replace
 
 from minddpm import backend, tree
+from minddpm.likelihood import prior_warning
 from minddpm.memory import TRAINING
 from minddpm.progress import clock
 from minddpm.run import prepare, workers_for
@@ -39,6 +40,7 @@ def estimate(wanted):
     memory = {name: (fixed + parts * part_bytes) / 2**20 for name, (part_bytes, _) in costs.items()}
     other = next(name for name in costs if name != told.memory)
     lines = [f"  {name:13} {value}" for name, value in asdict(told).items()]
+    warning = prior_warning(told.schedule())
     return "\n".join([
         "settings", *lines,
         f"data           {len(dataset.train)} images to train on, {len(dataset.held_out)} held out",
@@ -46,6 +48,7 @@ def estimate(wanted):
         f"memory         about {memory[told.memory]:,.0f} MB; with --memory {other} {memory[other]:,.0f} MB, "
         f"at {costs[other][1] / costs[told.memory][1]:.1f} times the time",
         f"time           about {seconds:.2g} s a step, {clock(seconds * told.steps)} in all, on {threads} threads",
+        *([f"warning: {warning}"] if warning else []),
     ])
 
 

@@ -62,13 +62,12 @@ def log_normal_interval(a, b):
 
         log(Φ(b) − Φ(a)) = log Φ(b) + log(1 − e^{−d}),        d = log Φ(b) − log Φ(a) > 0
 
-    and of the two ways to write log(1 − e^{−d}) the first is exact for small d, the second for large.
+    A small d is a difference of numbers of at least log 2: their rounding outweighs that of 1 − e^{−d}, however it is written.
     """
     mirror = a + b > 0
     a, b = np.where(mirror, -b, a), np.where(mirror, -a, b)
     log_b = log_ndtr(b)
-    d = log_b - log_ndtr(a)
-    return log_b + np.where(d < math.log(2), np.log(-np.expm1(-np.minimum(d, 1))), np.log1p(-np.exp(-np.maximum(d, 0.5))))
+    return log_b + np.log1p(-np.exp(log_ndtr(a) - log_b))
 
 
 def log_tanh_interval(a, b):

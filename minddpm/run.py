@@ -21,6 +21,7 @@ from minddpm import backend, checkpoint, files, settings, tree
 from minddpm.data import BUILT_IN, Dataset, load
 from minddpm.errors import UserError
 from minddpm.generate import save_picture
+from minddpm.likelihood import prior_warning
 from minddpm.model import Model, save
 from minddpm.objective import OBJECTIVES
 from minddpm.progress import Progress
@@ -57,7 +58,10 @@ class Run:
 
 
 def begin(folder, wanted):
-    """A new run in a folder of its own.  UserError: bad data or settings, or the folder is not empty or not writable."""
+    """A new run in a folder of its own; warns of a schedule that leaves x_0 in x_T.
+
+    UserError: bad data or settings, or the folder is not empty or not writable.
+    """
     folder = Path(folder).absolute()
     if folder.is_dir():
         files.sweep(folder)
@@ -65,6 +69,8 @@ def begin(folder, wanted):
         raise UserError(f"{folder} is not empty; choose another --out, or go on with the run in it: "
                         f"minddpm train --resume {shlex.quote(str(folder))}")
     dataset, wanted, device = prepare(wanted)
+    if warning := prior_warning(wanted.schedule()):
+        print(f"warning: {warning}")
     files.write_json(folder / "settings.json", asdict(wanted))
     return Run(folder, wanted, dataset, device, _new_state(wanted, dataset, device))
 

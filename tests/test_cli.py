@@ -228,6 +228,15 @@ def test_dry_run_creates_nothing_on_the_disk(capsys, more):
     assert re.search(r"^time +about \S+ s a step, (\d+:)?\d+:\d\d in all, on \d+ threads$", out, re.MULTILINE)
 
 
+def test_a_schedule_that_leaves_x0_in_x_T_is_warned_of_before_the_training_and_in_the_dry_run(capsys):
+    for more in [], ["--dry-run"]:
+        for T, warned in (100, True), (1000, False):
+            words = flags(replace(TOLD, T=T, steps=1), f"run-{T}")
+            out = said(capsys, *words, *more)
+            assert out.count("warning: the schedule leaves ᾱ_T = ") == warned
+            assert not warned or f"at T = {T}: L_T is up to " in out
+
+
 # ---- sample ---------------------------------------------------------------------------------------------------------------
 
 

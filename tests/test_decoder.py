@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import log_ndtr, ndtr
 
 from minddpm.data import scale
-from minddpm.gaussian import discretized_log_likelihood, log_tanh_interval
+from minddpm.diffusion import Schedule
+from minddpm.gaussian import discretized_log_likelihood, log_normal_interval, log_tanh_interval
 
 GRIDS = {levels: np.linspace(-1, 1, levels) for levels in (2, 17, 256)}
 
@@ -57,6 +59,37 @@ def test_eq13_is_right_at_30_sigma_on_both_sides(z, sigma):
         assert found == pytest.approx(tail(z, width), rel=1e-12)
         edge = discretized_log_likelihood(float(side), side * (1 - 1 / 255) - side * z * sigma, sigma)   # half a line
         assert edge == pytest.approx(tail(z, math.inf), rel=1e-12)
+
+
+@pytest.mark.parametrize("z", [1e-3, 0.5, 3.0, 8.0, 31.0, 40.0])
+@pytest.mark.parametrize("width", [1e-9, 1e-6, 1e-3, 0.1, 3.0])
+def test_eq13_interval_is_as_exact_as_the_rounding_of_log_Phi_allows(z, width):
+    """log Φ(b) and log Φ(a) come rounded, and so do a and b; that moves log(1 − e^{−d}) by as much / (1 − e^{−d})."""
+    log_Phi = -log_ndtr(-z)
+    rounding = 2**-53 * ((1 + log_Phi) / -math.expm1(log_ndtr(-z - width) - log_ndtr(-z)) + z / width + log_Phi)
+    for a, b in (z, z + width), (-z - width, -z):
+        assert abs(log_normal_interval(np.float64(a), np.float64(b)) - tail(z, width)) < 2 * rounding
+
+
+@pytest.mark.parametrize("z", [3.0, 8.0, 30.0])
+def test_eq13_interval_that_holds_nearly_everything_keeps_what_is_outside(z):
+    found = log_normal_interval(np.array([-z, -z - 1]), np.array([z, z]))
+    outside = np.array([2 * ndtr(-z), ndtr(-z) + ndtr(-z - 1)])
+    np.testing.assert_allclose(-np.expm1(found), outside, rtol=1e-13)
+
+
+def test_sec32_which_variance_of_the_decoder_costs_fewer_bits_depends_on_the_means_error():
+    """β̃_2 where the mean is good, β_1 where it errs by more than about σ_1: Schedule.sigma2 says so."""
+    s, x0 = Schedule.linear(), GRIDS[256][1:-1]
+    rng = np.random.default_rng(0)
+
+    def bits(sigma2, error):
+        mean = x0 + error * rng.standard_normal((400, 1))
+        return -discretized_log_likelihood(x0, mean, sigma2**0.5).mean() / math.log(2)
+
+    for error, fewer in (0.0, "beta_tilde"), (0.004, "beta_tilde"), (0.012, "beta"), (0.03, "beta"):
+        cost = {choice: bits(s.sigma2(choice)[1], error) for choice in ("beta", "beta_tilde")}
+        assert min(cost, key=cost.get) == fewer, (error, cost)
 
 
 def test_eq13_of_a_bin_far_narrower_than_sigma_is_density_times_width():
