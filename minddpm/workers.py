@@ -4,9 +4,14 @@ NumPy releases the interpreter's lock in ufuncs, copies and matrix products, so 
 side: two threads on two cores were measured 1.8 times as fast as one.  BLAS's own threads do less (1.4 times, a third of it
 spent waiting) and collapse when the cores are shared, because OpenBLAS spins: a training step of 4 s took 92 s on a busy
 machine.  Hence one BLAS thread a worker, while the workers run and never longer: importing this file changes nothing.
+
+For the same time freed memory stays with the process, for the next array of that size.  The layers make thousands of arrays a
+step; to get each from the system and give it back took a tenth of a step, and made the threads wait for each other.
 """
 
+import ctypes
 import math
+import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 
@@ -20,7 +25,7 @@ class Workers:
 
     threads is the number of items computed at a time; with 1 they are computed in the calling thread.  While the `with`
     block is open BLAS runs on one thread, in the whole process; its end, however it is reached, waits for the items that
-    are running and gives BLAS its threads back.  part: how many images of a batch one item holds at most; what a network
+    are running and gives BLAS its threads back, and the system its memory.  part: how many images of a batch one item holds at most; what a network
     computes for 16 small images stays in the cache.  UserError unless threads is an int of at least 1.
     """
 
@@ -33,6 +38,7 @@ class Workers:
 
     def __enter__(self):
         self._limit = threadpool_limits(1, user_api="blas")
+        _keep_freed_memory(True)
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="minddpm")
         return self
 
@@ -42,6 +48,7 @@ class Workers:
             pool.shutdown(wait=True, cancel_futures=True)
         finally:
             self._limit.restore_original_limits()
+            _keep_freed_memory(False)
 
     def map(self, f, items):
         """Yields f(item) for each item, in the order of the items.
@@ -69,3 +76,17 @@ class Workers:
         """Slices that cut a batch of n into nearly equal parts of at most `part`, as many as keep every thread busy."""
         count = min(n, self.threads * math.ceil(n / (self.threads * self.part)))
         return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
+
+
+def _keep_freed_memory(keep):
+    """Whether glibc keeps freed arrays below 32 MB, or gives what is above its usual 128 kB back.  Elsewhere than on Linux with
+    glibc: nothing."""
+    libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+    if not hasattr(libc, "mallopt"):
+        return
+    trim_threshold, top_pad, mmap_threshold = -1, -2, -3                    # their numbers in malloc.h
+    libc.mallopt(mmap_threshold, 2**25 if keep else 2**17)
+    libc.mallopt(trim_threshold, 2**31 - 1 if keep else 2**17)
+    libc.mallopt(top_pad, 2**26 if keep else 0)
+    if not keep:
+        libc.malloc_trim(0)

@@ -3,6 +3,7 @@
 from minddpm import backend, tree
 from minddpm.layers.conv import conv2d
 from minddpm.layers.norm import group_norm
+from minddpm.layers.norm_swish import norm_swish as fused_norm_swish
 from minddpm.layers.swish import swish
 from minddpm.layers.winograd import transform, winograd
 
@@ -14,6 +15,8 @@ def conv3x3(p, x):
 
 def norm_swish(p, x, groups, eps=1e-6):
     """App. B.  y = swish(group_norm(p, x)), which always stand together.  x (B,H,W,C) -> y (B,H,W,C).  Back: dy -> dx, dp."""
+    if not backend.is_cuda(x):
+        return fused_norm_swish(p, x, groups, eps)
     n, norm_back = group_norm(p, x, groups, eps)
     y, swish_back = swish(n)
 

@@ -78,7 +78,7 @@ def winograd(p, x):
     m = round(a2**0.5) - 2
     rows, columns = -(-H // m), -(-W // m)
     AA, GG, BB = _twice(m, x.dtype)
-    images = max(1, round(BLOCK / max(C, N) / (rows * columns)))
+    images = max(1, round((BLOCK / max(C, N) + 64) / (rows * columns)))
     blocks = [slice(b, b + images) for b in range(0, B, images)]
     one = m + 3                                     # the point (1, 1), where Aᵀ⊗Aᵀ has ones only: a constant added here
     y = np.empty((B, rows * m, columns * m, N), x.dtype)          # is added to every output of the tile
