@@ -8,6 +8,8 @@ import twins
 from gradcheck import Case, check_gradient, random_parameters, read_only
 
 from minddpm import layers
+from minddpm.layers.norm_swish import fused_norm_swish
+from minddpm.layers.plan import plain_norm_swish
 from minddpm.layers.winograd import transform, winograd
 
 SEEDS = [3, 2**64 - 1]                  # dropout: one for each of two images
@@ -30,7 +32,7 @@ def norm(c):
 
 
 LINEAR, CONV, NORM, SWISH = "minddpm.layers.linear", "minddpm.layers.conv", "minddpm.layers.norm", "minddpm.layers.swish"
-PLAN, WINOGRAD = "minddpm.layers.plan", "minddpm.layers.winograd"
+PLAN, WINOGRAD, NORM_SWISH = "minddpm.layers.plan", "minddpm.layers.winograd", "minddpm.layers.norm_swish"
 ATTENTION, UPSAMPLE, DROPOUT = "minddpm.layers.attention", "minddpm.layers.upsample", "minddpm.layers.dropout"
 
 CASES = {
@@ -56,6 +58,12 @@ CASES = {
                                   (norm(4), draw(2, 3, 3, 4, scale=0.1))),
     "swish":                 Case(SWISH, lambda m: lambda x: m.swish(x), (draw(3, 4, scale=3),)),
     "norm_swish":            Case(PLAN, lambda m: lambda p, x: m.norm_swish(p, x, 2), (norm(4), draw(2, 3, 3, 4))),
+    "norm_swish plain":      Case(PLAN, lambda m: lambda p, x: m.plain_norm_swish(p, x, 2), (norm(4), draw(2, 3, 3, 4))),
+    **{f"norm_swish fused groups={groups}":
+       Case(NORM_SWISH, lambda m, groups=groups: lambda p, x: m.fused_norm_swish(p, x, groups), (norm(6), draw(3, 3, 5, 6)))
+       for groups in (1, 2, 6)},
+    "norm_swish fused offset 300":
+       Case(NORM_SWISH, lambda m: lambda p, x: m.fused_norm_swish(p, x, 2), (norm(4), draw(2, 3, 3, 4, offset=300))),
     "attention":             Case(ATTENTION, lambda m: lambda q, k, v: m.attention(q, k, v),
                                   (draw(2, 5, 4), draw(2, 5, 4, seed=1), draw(2, 5, 4, seed=2))),
     "attention one image":   Case(ATTENTION, lambda m: lambda q, k, v: m.attention(q, k, v),
@@ -88,13 +96,15 @@ def test_every_layer_has_a_case_and_a_twin():
     class Recorder:
         def __getattr__(self, name):
             called.add(name)
-            return winograd if name == "winograd" else getattr(layers, name)
+            return fast[name] if name in fast else getattr(layers, name)
+
+    fast = dict(winograd=winograd, fused_norm_swish=fused_norm_swish, plain_norm_swish=plain_norm_swish)
 
     for case in CASES.values():
         case.f(Recorder())(*case.args)
     no_gradient = {"timestep_embedding", "prepare"}                         # t is data; prepare rewrites weights
-    assert called == set(layers.__all__) - no_gradient | {"winograd"}
-    assert all(hasattr(twins, name) for name in {*layers.__all__, "winograd"} - {"prepare"})
+    assert called == set(layers.__all__) - no_gradient | set(fast)
+    assert all(hasattr(twins, name) for name in {*layers.__all__, *fast} - {"prepare"})
 
 
 @pytest.mark.parametrize("name", CASES)

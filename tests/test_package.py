@@ -31,7 +31,7 @@ LEVELS = [line.split() for line in """
     objective sample likelihood coding
 
     layers.linear layers.attention layers.dropout layers.embedding layers.swish layers.upsample
-    layers.conv layers.norm layers.winograd
+    layers.conv layers.norm layers.winograd layers.norm_swish
     layers.plan
     layers
     blocks

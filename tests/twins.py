@@ -76,6 +76,9 @@ def norm_swish(p, x, groups, eps=1e-6):
     return swish(group_norm(p, x, groups, eps))
 
 
+plain_norm_swish = fused_norm_swish = norm_swish
+
+
 def attention(q, k, v):
     """o_i = Σ_j softmax_j(q_i · k_j / √C) v_j, for each image."""
     B, T, C = q.shape

@@ -5,7 +5,7 @@ import numpy as np
 BLOCK = 2**19               # numbers that are worked on at a time, so that they stay in the cache between the passes
 
 
-def norm_swish(p, x, groups, eps=1e-6):
+def fused_norm_swish(p, x, groups, eps=1e-6):
     """App. B.  y = swish(group_norm(p, x)).  weight γ (C,), bias β (C,), x (B,H,W,C) -> y (B,H,W,C).
 
     With c the mean of one channel of one image and z = x − c, the group's mean m and variance u come without cancellation:
@@ -55,7 +55,7 @@ def norm_swish(p, x, groups, eps=1e-6):
     # Two sums over the pixels give the rest, Σ dn and Σ dn x̂ = r (Σ dn z + d Σ dn): they are dβ and dγ, and with group_norm's
     #       dx = r [ γ dn − mean(γ dn) − x̂ mean(γ dn x̂) ]
     # dx = a dn + q z + q d − r mean(γ dn),   q = −r² mean(γ dn x̂):  again a scaling and a shift for each channel.
-    def norm_swish_back(dy):
+    def fused_norm_swish_back(dy):
         dx, dgamma, dbeta = np.empty_like(x), np.zeros_like(gamma), np.zeros_like(beta)
         for block, (c, d, r) in zip(blocks, statistics, strict=True):
             dn = rows(y[block]) - 1
@@ -75,4 +75,4 @@ def norm_swish(p, x, groups, eps=1e-6):
             dx[block] = dn.reshape(-1, H, W, C)
         return dx, {"weight": dgamma, "bias": dbeta}
 
-    return y, norm_swish_back
+    return y, fused_norm_swish_back

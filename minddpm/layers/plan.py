@@ -1,11 +1,22 @@
-"""Which algorithm computes what: the plan table for 3×3 convolutions, the weights made ready for it, and fused steps."""
+"""Which algorithm computes what: the plan table for 3×3 convolutions, the weights made ready for it, and fused steps.
+
+Every fast form stands beside a plain one that is the one to read.  The environment variable MINDDPM_KERNELS=0 switches all of
+them off.
+"""
+
+import os
 
 from minddpm import backend, tree
 from minddpm.layers.conv import conv2d
 from minddpm.layers.norm import group_norm
-from minddpm.layers.norm_swish import norm_swish as fused_norm_swish
+from minddpm.layers.norm_swish import fused_norm_swish
 from minddpm.layers.swish import swish
 from minddpm.layers.winograd import transform, winograd
+
+
+def fast():
+    """Whether the fast forms are to be used."""
+    return os.environ.get("MINDDPM_KERNELS") != "0"
 
 
 def conv3x3(p, x):
@@ -15,15 +26,19 @@ def conv3x3(p, x):
 
 def norm_swish(p, x, groups, eps=1e-6):
     """App. B.  y = swish(group_norm(p, x)), which always stand together.  x (B,H,W,C) -> y (B,H,W,C).  Back: dy -> dx, dp."""
-    if not backend.is_cuda(x):
-        return fused_norm_swish(p, x, groups, eps)
+    one = plain_norm_swish if backend.is_cuda(x) or not fast() else fused_norm_swish
+    return one(p, x, groups, eps)
+
+
+def plain_norm_swish(p, x, groups, eps=1e-6):
+    """App. B.  The two layers one after the other."""
     n, norm_back = group_norm(p, x, groups, eps)
     y, swish_back = swish(n)
 
-    def norm_swish_back(dy):
+    def plain_norm_swish_back(dy):
         return norm_back(swish_back(dy))
 
-    return y, norm_swish_back
+    return y, plain_norm_swish_back
 
 
 def tile_size(side, C, N):
@@ -44,7 +59,7 @@ def prepare(params, side):
     The network computes the same with either tree, to rounding, and its gradient has the plain tree's keys.  To be made
     again after each change of the weights.  On a GPU the plain layer, whose few large kernels suit it, is the fast one.
     """
-    if backend.is_cuda(params["conv_in"]["weight"]):
+    if backend.is_cuda(params["conv_in"]["weight"]) or not fast():
         return params
     ready = tree.map(lambda a: a, params)
     bottom = len(ready["down_blocks"]) - 1
