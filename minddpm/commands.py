@@ -11,6 +11,7 @@ from minddpm.errors import UserError
 from minddpm.estimate import estimate, seconds_per_step
 from minddpm.evaluate import report
 from minddpm.progress import clock
+from minddpm.selftest import selftest as run_checks
 
 
 def demo(args):
@@ -106,6 +107,19 @@ def sample(args):
 def evaluate(args):
     """Table 1.  Bits/dim of a trained model, with their parts, and how its samples compare with the data."""
     report(args.folder, args.n, args.data, args.bpd, args.json, args.seed, args.threads, args.device)
+
+
+def selftest(args):
+    """Check that this machine computes what it should, and print a report to paste; exit code 1 where a check failed.
+
+    In float32 on the device against float64 in NumPy: every layer and loss with its gradient, the U-Net, the GPU's kernels
+    against plain code, 20 steps of training and of sampling.  Then times and memory.
+    """
+    device = backend.choose(args.device)
+    print(backend.explain(args.device))
+    if device == "cuda":
+        print("each kernel is compiled when it is first used, which takes minutes, once")
+    return 0 if run_checks(device) else 1
 
 
 def data_list(args):
