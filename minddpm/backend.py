@@ -5,6 +5,7 @@ arrays are moved to it, and from there on the code is the same.  CuPy is importe
 """
 
 import functools
+import gc
 import importlib
 import importlib.util
 import os
@@ -63,7 +64,7 @@ def probe():
         cupy = importlib.import_module("cupy")
         version, major = cupy.__version__, int(cupy.__version__.split(".")[0])
     except Exception as error:                       # not only ImportError: a broken installation raises what it likes
-        return False, f"CuPy is installed but cannot be imported: {_reason(error.__cause__ or error)} (reinstall it: {_WHEEL})"
+        return False, f"CuPy is installed but cannot be imported: {reason(error.__cause__ or error)} (reinstall it: {_WHEEL})"
     if major < 13:
         return False, f"CuPy {version} is too old, 13 or later is needed ({_WHEEL})"
 
@@ -73,7 +74,7 @@ def probe():
     except Exception as error:
         if "cudaErrorNoDevice" in str(error):
             return False, no_gpu
-        return False, (f"CuPy {version} is installed but finds no usable NVIDIA driver: {_reason(error)} "
+        return False, (f"CuPy {version} is installed but finds no usable NVIDIA driver: {reason(error)} "
                        "(there is none, or it is too old for this CuPy: nvidia-smi tells)")
     if count == 0:
         return False, no_gpu
@@ -83,17 +84,22 @@ def probe():
         a = cupy.arange(4, dtype=np.float32).reshape(2, 2)
         total = float((a @ a).sum())                 # [[0 1] [2 3]]² = [[2 3] [6 11]]
     except Exception as error:
-        if isinstance(error, MemoryError) or "MemoryAllocation" in str(error) or "ALLOC_FAILED" in str(error):
-            return False, (f"{sees} but the first has no free memory: {_reason(error)} "
+        if is_out_of_memory(error):
+            return False, (f"{sees} but the first has no free memory: {reason(error)} "
                            "(nvidia-smi shows who holds it; CUDA_VISIBLE_DEVICES selects another GPU)")
-        return False, (f"{sees} but cannot run on them: {_reason(error)} "
+        return False, (f"{sees} but cannot run on them: {reason(error)} "
                        f"(often the CUDA toolkit libraries are missing: {_WHEEL})")
     if total != 22:
         return False, f"{sees} but computes {total:g} where 22 is right (update the driver or reinstall CuPy: {_WHEEL})"
     return True, f"{sees} and computes on the first"
 
 
-def _reason(error):
+def is_out_of_memory(error):
+    """Whether an exception says that memory ran out: NumPy's and CuPy's pool's are MemoryErrors; CUDA and cuBLAS name it."""
+    return isinstance(error, MemoryError) or "MemoryAllocation" in str(error) or "ALLOC_FAILED" in str(error)
+
+
+def reason(error):
     """The error's type and its first line that says something: CuPy frames some of its messages with rules of ====."""
     lines = (line.strip() for line in str(error).splitlines() if any(map(str.isalnum, line)))
     return f"{type(error).__name__}: {next(lines, 'no message')[:200]}"
@@ -116,6 +122,29 @@ def to_host(a):
 def is_cuda(a):
     """Whether a is a CuPy array.  Where nobody has imported CuPy nothing is, so this imports nothing."""
     return isinstance(a, getattr(sys.modules.get("cupy"), "ndarray", ()))
+
+
+def free_memory(device):
+    """Give back what nobody uses on "cpu" or "cuda": cycles of dead objects, and the blocks that CuPy's pool keeps for later."""
+    gc.collect()
+    if device == "cuda":
+        sys.modules["cupy"].get_default_memory_pool().free_all_blocks()
+
+
+def pool_bytes():
+    """The bytes of the GPU that CuPy's pool holds; since the last free_memory it has only grown."""
+    return sys.modules["cupy"].get_default_memory_pool().total_bytes()
+
+
+def gpu():
+    """{fact: value} about the GPU that `probe` believes in, its driver and CuPy, for a report."""
+    cupy = sys.modules["cupy"]
+    runtime, version = cupy.cuda.runtime, "{0[0]}.{0[1]}".format
+    first = runtime.getDeviceProperties(0)
+    return {"GPU": f"{first['name'].decode()}, {first['totalGlobalMem'] / 2**30:.1f} GB, "
+                   f"compute capability {first['major']}.{first['minor']}",
+            "driver": f"for CUDA {version(divmod(runtime.driverGetVersion() // 10, 100))}",
+            "CuPy": f"{cupy.__version__}, CUDA runtime {version(divmod(runtime.runtimeGetVersion() // 10, 100))}"}
 
 
 def cpu_count():

@@ -1,6 +1,7 @@
-"""The command line: minddpm demo, train, sample, evaluate, paper, data.
+"""The command line: minddpm demo, train, sample, evaluate, paper, data, selftest.
 
-Exit codes: 0 done, 2 something that you can put right (one sentence on stderr), 130 stopped by Ctrl-C.
+Exit codes: 0 done, 1 a check of selftest failed, 2 something that you can put right (one sentence on stderr), 130 stopped by
+Ctrl-C.
 """
 
 import argparse
@@ -25,6 +26,9 @@ def main(argv=None):
         return code
     except UserError as e:
         print(f"minddpm: {e}", file=sys.stderr)
+        return 2
+    except MemoryError as e:
+        print(f"minddpm: out of memory: {backend.reason(e)}", file=sys.stderr)
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())          # or the interpreter complains again at its exit
@@ -97,6 +101,9 @@ def _parser():
     p.add_argument("name", metavar="NAME|PATH", help="a built-in set or files of your own")
     p.add_argument("-n", type=int, default=64, help="number of images (default: %(default)s)")
     p.add_argument("--out", metavar="F.png", help="by default NAME.png")
+
+    p = command("selftest", commands.selftest)
+    p.add_argument("--device", choices=backend.DEVICES, default="auto", help="what to test (default: %(default)s)")
     return parser
 
 

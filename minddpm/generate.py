@@ -8,6 +8,7 @@ import numpy as np
 
 from minddpm import backend, files, images
 from minddpm.errors import UserError
+from minddpm.fitting import proposing
 from minddpm.progress import Progress
 from minddpm.sample import in_parallel, reverse_process
 
@@ -17,14 +18,19 @@ FRAMES = 50                 # pictures of the reverse process in a GIF, besides 
 def generate(model, n, seed, workers, batch=64, sigma2=None, clip=None, device="cpu", on_step=lambda k, t, x_t: None):
     """Alg. 2.  n samples x_0 (n,H,W,C) float32 in [-1,1], on the host; σ_t² and clipping as the model says unless given.
 
-    on_step(k, t, x_t) sees each batch on its way, k the number of its first image.  UserError: another σ_t² than the learned one.
+    on_step(k, t, x_t) sees each batch on its way, k the number of its first image.  UserError: another σ_t² than the learned
+    one; out of memory, with a batch that fits.
     """
     if sigma2 and sigma2 != model.sigma2 == "learned":
         raise UserError(f"sigma2 is {sigma2}, but this model has learned its variance; leave --sigma2 out")
     size, s = model.config.image_size, model.schedule
     starts = range(0, n, batch)
     like = backend.to_device(np.zeros(0, np.float32), device)
-    eps_theta, x0 = in_parallel(model.eps_theta, workers), []
+    network, x0 = in_parallel(model.eps_theta, workers), []
+
+    def eps_theta(x_t, t):
+        return proposing(lambda: network(x_t, t), len(x_t), lambda images: network(x_t[:images], t), device, "sampling")
+
     with Progress("sample", s.T * len(starts), "step") as progress:
         for k in starts:
             shape = (min(batch, n - k), size, size, model.config.in_channels)

@@ -20,12 +20,13 @@ from pathlib import Path
 from minddpm import backend, checkpoint, files, settings, tree
 from minddpm.data import BUILT_IN, Dataset, load
 from minddpm.errors import UserError
+from minddpm.fitting import proposing
 from minddpm.generate import save_picture
 from minddpm.likelihood import prior_warning
 from minddpm.model import Model, save
 from minddpm.objective import OBJECTIVES
 from minddpm.progress import Progress
-from minddpm.train import TrainingState, draw_batch, train_step
+from minddpm.train import TrainingState, draw_batch, gradient, train_step
 from minddpm.unet import init
 from minddpm.workers import Workers
 
@@ -106,16 +107,19 @@ def save_run(run):
 def train(run):
     """Alg. 1.  Train until settings.steps; True when it got there, False when Ctrl-C or SIGTERM stopped it.
 
-    Either way the run is saved.  UserError: a loss that is not finite, or a disk that is full; what was saved before stays.
+    Either way the run is saved.  UserError: a loss that is not finite, or a full memory or disk; what was saved before stays.
     """
-    told, state, s, cfg = run.settings, run.state, run.settings.schedule(), run.config
+    told, state, s, cfg, levels = run.settings, run.state, run.settings.schedule(), run.config, run.dataset.levels
     losses, first, saved = run.losses, state.step, None         # saved: the step of this session's last save
     with _stop_signals() as stopped, workers_for(told, run.device) as workers, \
             Progress("train", told.steps, "step", state.step, told.batch) as progress:
         while state.step < told.steps and not stopped.is_set():
             try:
                 batch = draw_batch(told, run.dataset, state.step + 1, run.device)
-                metrics = train_step(told, cfg, s, state, batch, workers, run.dataset.levels)
+                metrics = proposing(
+                    lambda batch=batch: train_step(told, cfg, s, state, batch, workers, levels), told.batch,
+                    lambda images, batch=batch: gradient(told.objective, cfg, s, state.params, batch.part(slice(images)), workers,
+                                                         told.sigma2, levels), run.device, "training")
             except UserError as e:
                 kept = first if saved is None else saved
                 raise UserError(f"{e}; " + (f"the state of step {kept} is kept in {run.folder}" if kept else

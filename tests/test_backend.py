@@ -1,8 +1,10 @@
 """backend.py: each way in which a GPU can be missing has its sentence, and a device asked for by name is never replaced."""
 
+import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import numpy as np
@@ -92,7 +94,9 @@ def install_source(monkeypatch, tmp_path):
         if source is not None:
             (tmp_path / "cupy" / "__init__.py").write_text(source)
         del sys.modules["cupy"]
-        monkeypatch.syspath_prepend(tmp_path)
+        others = [place for place in sys.path if not (Path(place) / "cupy").is_dir()]      # a real one would win over the folder
+        monkeypatch.setattr(sys, "path", [str(tmp_path), *others])
+        importlib.invalidate_caches()
 
     return write
 

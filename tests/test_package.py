@@ -22,7 +22,7 @@ PACKAGE = ROOT / "minddpm"
 LEVELS = [line.split() for line in """
     errors
     tree backend workers files memory options progress distance range_coder
-    readers tensorfile optim mrc
+    readers tensorfile optim mrc fitting
     data
     images
 
@@ -44,6 +44,8 @@ LEVELS = [line.split() for line in """
     generate
     run
     estimate evaluate
+    checks
+    selftest
 
     paper differences readalong
     readalong.tags readalong.maths

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 def unet(cfg, p, x, t):
     """x (B,C,H,W), t (B,) the paper's -> ε."""
     half = cfg.widths[0] // 2
-    angles = (t - 1)[:, None].float() * torch.exp(torch.arange(half) * (-math.log(10000) / (half - 1)))
+    angles = (t - 1)[:, None].float() * torch.exp(torch.arange(half, device=t.device) * (-math.log(10000) / (half - 1)))
     emb = torch.cat([angles.sin(), angles.cos()], 1)
     temb = linear(p, "time_embedding.linear_2", F.silu(linear(p, "time_embedding.linear_1", emb)))
     act_temb = F.silu(temb)

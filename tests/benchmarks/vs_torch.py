@@ -59,7 +59,7 @@ def minddpm_step(preset, batch, kind, threads):
     return train
 
 
-def torch_step(preset, batch, kind, threads, channels_last, compiled):
+def torch_step(preset, batch, kind, threads, channels_last, compiled, device="cpu"):
     """The same in PyTorch: fused Adam, foreach EMA."""
     import numpy as np
     import torch
@@ -71,18 +71,18 @@ def torch_step(preset, batch, kind, threads, channels_last, compiled):
     layout = torch.channels_last if channels_last else torch.contiguous_format
     p = {}
     for name, a in tree.flatten(params).items():
-        tensor = torch.from_numpy(np.ascontiguousarray(checkpoint.to_file_layout(a)))
+        tensor = torch.from_numpy(np.ascontiguousarray(checkpoint.to_file_layout(a))).to(device)
         p[name] = (tensor.to(memory_format=layout) if tensor.ndim == 4 else tensor).requires_grad_(kind == "train")
     network = torch.compile(torch_unet.unet) if compiled else torch_unet.unet
 
     def image(a):
-        return torch.from_numpy(a).permute(0, 3, 1, 2).contiguous(memory_format=layout)
+        return torch.from_numpy(a).to(device).permute(0, 3, 1, 2).contiguous(memory_format=layout)
 
     if kind == "sample":
         def sample(step):
             with torch.inference_mode():
                 x, _, _ = _batch(cfg, batch, step)
-                return network(cfg, p, image(x), torch.full((batch,), 500)).abs().mean().item()
+                return network(cfg, p, image(x), torch.full((batch,), 500, device=device)).abs().mean().item()
 
         return sample
     leaves = list(p.values())
@@ -93,7 +93,7 @@ def torch_step(preset, batch, kind, threads, channels_last, compiled):
         x0, t, eps = _batch(cfg, batch, step)
         alpha_bar = s.alpha_bar[t][:, None, None, None]
         x_t = (np.sqrt(alpha_bar) * x0 + np.sqrt(1 - alpha_bar) * eps).astype(np.float32)
-        loss = ((network(cfg, p, image(x_t), torch.from_numpy(t)) - image(eps)) ** 2).mean()
+        loss = ((network(cfg, p, image(x_t), torch.from_numpy(t).to(device)) - image(eps)) ** 2).mean()
         adam.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(leaves, CLIP)
