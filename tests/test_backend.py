@@ -92,7 +92,7 @@ def install_source(monkeypatch, tmp_path):
         if source is not None:
             (tmp_path / "cupy" / "__init__.py").write_text(source)
         del sys.modules["cupy"]
-        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.setattr(sys, "path", [str(tmp_path)])        # a CuPy that is really installed is out of sight
 
     return write
 
