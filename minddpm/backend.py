@@ -105,13 +105,23 @@ def reason(error):
     return f"{type(error).__name__}: {next(lines, 'no message')[:200]}"
 
 
+def cupy():
+    """CuPy itself, for the few things that NumPy's calls do not reach.  Only where an array of its is at hand."""
+    return importlib.import_module("cupy")
+
+
 def to_device(a, device):
     """The array a, of any shape and dtype, on device "cpu" or "cuda" (what `choose` returned); a itself if it is there."""
     if device == "cpu":
         return to_host(a)
     if device == "cuda":
-        return importlib.import_module("cupy").asarray(a)
+        return cupy().asarray(a)
     raise UserError(f"device is {device!r}, expected cpu or cuda: choose() decides what auto means")
+
+
+def free_bytes():
+    """The bytes that are free on the GPU."""
+    return cupy().cuda.runtime.memGetInfo()[0]
 
 
 def to_host(a):
@@ -145,6 +155,11 @@ def gpu():
                    f"compute capability {first['major']}.{first['minor']}",
             "driver": f"for CUDA {version(divmod(runtime.driverGetVersion() // 10, 100))}",
             "CuPy": f"{cupy.__version__}, CUDA runtime {version(divmod(runtime.runtimeGetVersion() // 10, 100))}"}
+
+
+def fast():
+    """Whether layers and optimiser may use their fast forms, on either device.  MINDDPM_KERNELS=0: the plain ones, to read."""
+    return os.environ.get("MINDDPM_KERNELS") != "0"
 
 
 def cpu_count():

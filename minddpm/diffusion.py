@@ -6,8 +6,11 @@ computed from the float64 tables and rounded once.
 """
 
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
+
+from minddpm import backend
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +33,7 @@ class Schedule:
     alpha: np.ndarray = field(init=False, repr=False)
     alpha_bar: np.ndarray = field(init=False, repr=False)
     beta_tilde: np.ndarray = field(init=False, repr=False)
+    _sigma2_tilde: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self):
         beta = np.array(self.beta, dtype=np.float64)
@@ -41,7 +45,10 @@ class Schedule:
         alpha_bar = np.cumprod(alpha)
         beta_tilde = np.zeros_like(beta)
         beta_tilde[1:] = beta[1:] * (1 - alpha_bar[:-1]) / (1 - alpha_bar[1:])
-        for name, table in dict(beta=beta, alpha=alpha, alpha_bar=alpha_bar, beta_tilde=beta_tilde).items():
+        sigma2_tilde = beta_tilde.copy()
+        sigma2_tilde[1] = beta_tilde[min(2, len(beta) - 1)] or beta[1]                  # T = 1 has no β̃_2
+        tables = dict(beta=beta, alpha=alpha, alpha_bar=alpha_bar, beta_tilde=beta_tilde, _sigma2_tilde=sigma2_tilde)
+        for name, table in tables.items():
             table.setflags(write=False)
             object.__setattr__(self, name, table)
 
@@ -80,13 +87,30 @@ class Schedule:
             return self.beta
         if choice != "beta_tilde":
             raise ValueError(f"sigma2 is {choice!r}; expected 'beta' or 'beta_tilde'")
-        sigma2 = self.beta_tilde.copy()
-        sigma2[1] = self.beta_tilde[min(2, self.T)] or self.beta[1]        # T = 1 has no β̃_2
-        return sigma2
+        return self._sigma2_tilde
+
+    def on(self, like):
+        """The same schedule with its tables where the array `like` is: for t that are there too, as a training batch's are."""
+        if backend.is_cuda(like) == backend.is_cuda(self.beta):
+            return self
+        return _on_device(self) if backend.is_cuda(like) else Schedule(backend.to_host(self.beta))
+
+
+@lru_cache(maxsize=4)
+def _on_device(s):
+    copy = object.__new__(Schedule)
+    for name, table in vars(s).items():
+        object.__setattr__(copy, name, backend.to_device(table, "cuda"))
+    return copy
 
 
 def check_t(s, t, lowest=1):
-    """The paper's t as given, an int or an int array; ValueError unless all are whole numbers in lowest..T."""
+    """The paper's t as given, an int or an int array; ValueError unless all are whole numbers in lowest..T.
+
+    Numbers on a device are taken as they are: to look at them is to wait for it.
+    """
+    if backend.is_cuda(t):
+        return t
     t = np.asarray(t)
     if t.dtype.kind not in "iu":
         raise ValueError(f"t has dtype {t.dtype}; expected integers in {lowest}..{s.T}")
@@ -97,8 +121,7 @@ def check_t(s, t, lowest=1):
 
 def per_image(coefficient, x):
     """A float64 coefficient, one number or (B,), as what multiplies x (B, ...) without changing its dtype or device."""
-    coefficient = np.asarray(coefficient)
-    if coefficient.ndim == 0:
+    if np.ndim(coefficient) == 0:
         return float(coefficient)
     column = coefficient.reshape((-1,) + (1,) * (x.ndim - 1))
     return np.asarray(column, dtype=x.dtype, like=x)

@@ -24,7 +24,7 @@ from minddpm.reverse import split
 class Example(NamedTuple):
     """Alg. 1, lines 2-4.  All that a loss is told besides the network's output.
 
-    x0, x_t, eps (B, ..., C) with x_t = q_sample(s, x0, t, eps); t (B,), the paper's t, on the host.
+    x0, x_t, eps (B, ..., C) with x_t = q_sample(s, x0, t, eps); t (B,), the paper's t, where the tables of s are.
     sigma2: the choice of σ_t² where Σ = σ_t² I is fixed, see Schedule.sigma2.  levels: how many values a datum has (Sec. 3.3).
     """
 
@@ -167,7 +167,7 @@ def in_float64(e, output):
         return np.asarray(doutput, dtype=output.dtype, like=output)
 
     x0, x_t, eps, output64 = (backend.to_host(a).astype(np.float64) for a in (e.x0, e.x_t, e.eps, output))
-    return e._replace(x0=x0, x_t=x_t, eps=eps), output64, in_float64_back
+    return e._replace(s=e.s.on(x0), x0=x0, x_t=x_t, t=backend.to_host(e.t), eps=eps), output64, in_float64_back
 
 
 # Table 2 ------------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 
-from minddpm import tree
+from minddpm import backend, tree
 
 
 def learning_rate(step, peak, warmup=0, final=None, steps=None):
@@ -26,8 +26,9 @@ def learning_rate(step, peak, warmup=0, final=None, steps=None):
 
 
 def global_norm(gradient):
-    """√(Σ g²) over all leaves of the tree, as a float."""
-    return math.sqrt(float(sum(np.vdot(g, g) for g in tree.leaves(gradient))))
+    """√(Σ g²) over all leaves of the tree: a float, or on a device an array (), which nobody has waited for."""
+    total = sum(np.vdot(g, g) for g in tree.leaves(gradient))
+    return np.sqrt(total) if backend.is_cuda(total) else math.sqrt(float(total))
 
 
 def adam(params, m, v, gradient, step, lr, beta1=0.9, beta2=0.999, eps=1e-8):

@@ -66,7 +66,6 @@ def x0_from(s, x_t, t, prediction, predicts):
         return x0_hat(s, x_t, t, prediction)
     if predicts == "x0":
         return prediction
-    t = np.asarray(t)
     coef_x0 = np.sqrt(s.alpha_bar[t - 1]) * s.beta[t] / (1 - s.alpha_bar[t])
     coef_xt = np.sqrt(s.alpha[t]) * (1 - s.alpha_bar[t - 1]) / (1 - s.alpha_bar[t])
     return (prediction - per_image(coef_xt, x_t) * x_t) / per_image(coef_x0, x_t)

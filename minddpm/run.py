@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from minddpm import backend, checkpoint, files, settings, tree
+from minddpm.ahead import ahead
 from minddpm.data import BUILT_IN, Dataset, load
 from minddpm.errors import UserError
 from minddpm.fitting import proposing
@@ -26,7 +27,7 @@ from minddpm.likelihood import prior_warning
 from minddpm.model import Model, save
 from minddpm.objective import OBJECTIVES
 from minddpm.progress import Progress
-from minddpm.train import TrainingState, draw_batch, gradient, train_step
+from minddpm.train import TrainingState, draw, gradient, place, train_step
 from minddpm.unet import init
 from minddpm.workers import Workers
 
@@ -73,7 +74,7 @@ def begin(folder, wanted):
     if warning := prior_warning(wanted.schedule()):
         print(f"warning: {warning}")
     files.write_json(folder / "settings.json", asdict(wanted))
-    return Run(folder, wanted, dataset, device, _new_state(wanted, dataset, device))
+    return Run(folder, wanted, resident(dataset, device), device, _new_state(wanted, dataset, device))
 
 
 def resume(folder, steps=None):
@@ -93,7 +94,7 @@ def resume(folder, steps=None):
         files.write_json(folder / "settings.json", asdict(told))
     files.sweep(folder)
     _cut_log(folder / "log.csv", state.step)
-    return Run(folder, told, dataset, device, state, losses)
+    return Run(folder, told, resident(dataset, device), device, state, losses)
 
 
 def save_run(run):
@@ -108,23 +109,35 @@ def train(run):
     """Alg. 1.  Train until settings.steps; True when it got there, False when Ctrl-C or SIGTERM stopped it.
 
     Either way the run is saved.  UserError: a loss that is not finite, or a full memory or disk; what was saved before stays.
+    A GPU is not waited for at each step: its losses are read, and looked at, every LOG_EVERY steps and before each save.
     """
     told, state, s, cfg, levels = run.settings, run.state, run.settings.schedule(), run.config, run.dataset.levels
     losses, first, saved = run.losses, state.step, None         # saved: the step of this session's last save
-    with _stop_signals() as stopped, workers_for(told, run.device) as workers, \
+    unread, every = {}, [1 if run.device == "cpu" else LOG_EVERY, told.save_every, told.sample_every, told.steps]
+    draws = ahead(lambda step: draw(told, run.dataset, step), range(state.step + 1, told.steps + 1))
+    with _stop_signals() as stopped, workers_for(told, run.device) as workers, contextlib.closing(draws), \
             Progress("train", told.steps, "step", state.step, told.batch) as progress:
-        while state.step < told.steps and not stopped.is_set():
+        stop = stopped.is_set()
+        while state.step < told.steps and not stop:
             try:
-                batch = draw_batch(told, run.dataset, state.step + 1, run.device)
-                metrics = proposing(
+                batch = place(next(draws), told, run.dataset, run.device)
+                unread[state.step] = proposing(
                     lambda batch=batch: train_step(told, cfg, s, state, batch, workers, levels), told.batch,
                     lambda images, batch=batch: gradient(told.objective, cfg, s, state.params, batch.part(slice(images)), workers,
                                                          told.sigma2, levels), run.device, "training")
+                stop = stopped.is_set()
+                if stop or any(n and state.step % n == 0 for n in every):
+                    read = [metrics.read(step) for step, metrics in unread.items()]
+                    losses += [metrics.loss for metrics in read]
+                    metrics = read[-1]
+                    unread.clear()
             except UserError as e:
                 kept = first if saved is None else saved
                 raise UserError(f"{e}; " + (f"the state of step {kept} is kept in {run.folder}" if kept else
                                             "nothing had been saved yet")) from e
-            losses.append(metrics.loss)
+            if unread:
+                progress.update()
+                continue
             progress.update(f"loss {metrics.loss:.4f}  grad norm {metrics.grad_norm:.3f}  lr {metrics.lr:.1e}")
             if state.step % LOG_EVERY == 0:
                 mean = sum(losses) / len(losses)
@@ -158,6 +171,13 @@ def prepare(wanted):
     if wanted.batch > len(dataset.train):
         raise UserError(f"batch {wanted.batch} is larger than the training set of {len(dataset.train)} images")
     return dataset, wanted, backend.choose(wanted.device)
+
+
+def resident(dataset, device):
+    """The data set with its training images, as bytes, on the GPU, if they take less than half of its free memory."""
+    if device == "cpu" or 2 * dataset.train.nbytes > backend.free_bytes():
+        return dataset
+    return replace(dataset, train=backend.to_device(dataset.train, device))
 
 
 def _new_state(told, dataset, device):

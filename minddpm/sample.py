@@ -2,9 +2,11 @@
 
 import math
 from collections import deque
+from itertools import count
 
 import numpy as np
 
+from minddpm.ahead import ahead
 from minddpm.diffusion import check_t, per_image, q_sample
 from minddpm.reverse import p_theta
 
@@ -94,10 +96,16 @@ def reverse_steps(s, eps_theta, x_t, start, z, sigma2="beta", clip=True, predict
 
 
 def noise(keys, shape, like):
-    """Yields draws (B, ...) = shape from N(0, I), for ever: image k has a stream of its own, that of the seed keys[k]."""
+    """Yields draws (B, ...) = shape from N(0, I), for ever: image k has a stream of its own, that of the seed keys[k].
+
+    Each is drawn while the one before it is used.
+    """
     streams = [np.random.default_rng(key) for key in keys]
-    while True:
-        draws = np.stack([stream.standard_normal(math.prod(shape[1:]), dtype=np.float32) for stream in streams])
+
+    def draw(_):
+        return np.stack([stream.standard_normal(math.prod(shape[1:]), dtype=np.float32) for stream in streams])
+
+    for draws in ahead(draw, count()):
         yield np.asarray(draws.reshape(shape), dtype=like.dtype, like=like)
 
 
@@ -116,8 +124,7 @@ def in_parallel(eps_theta, workers):
     """The same eps_theta(x_t, t), computed by workers (see workers.py) that take the batch in parts."""
 
     def parallel_eps_theta(x_t, t):
-        t = np.broadcast_to(t, len(x_t))
-        parts = workers.map(lambda images: eps_theta(x_t[images], t[images]), workers.parts(len(x_t)))
+        parts = workers.map(lambda images: eps_theta(x_t[images], t[images] if np.ndim(t) else t), workers.parts(len(x_t)))
         return np.concatenate(list(parts))
 
     return parallel_eps_theta

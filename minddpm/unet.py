@@ -89,7 +89,8 @@ def unet(cfg, p, x, t, seeds=None, run=keep):
     """
     _check_input(cfg, x)
     keys = repeat(None) if seeds is None else ((seeds, number) for number in count())
-    emb = timestep_embedding(np.broadcast_to(t, len(x)), cfg.widths[0], like=x)
+    t = np.full_like(x, t, dtype=np.float64, shape=len(x)) if np.ndim(t) == 0 else t
+    emb = timestep_embedding(t, cfg.widths[0], like=x)
     temb, temb_back = time_mlp(p["time_embedding"], emb)
 
     h, conv_in_back = conv2d(p["conv_in"], x)

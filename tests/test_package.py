@@ -21,7 +21,7 @@ PACKAGE = ROOT / "minddpm"
 # Bottom to top: a module imports modules of lower lines only, never one of its own line.
 LEVELS = [line.split() for line in """
     errors
-    tree backend workers files memory options progress distance range_coder
+    tree backend workers ahead files memory options progress distance range_coder
     readers tensorfile optim mrc fitting
     data
     images
@@ -30,11 +30,11 @@ LEVELS = [line.split() for line in """
     reverse bound score
     objective sample likelihood coding
 
-    layers.linear layers.attention layers.dropout layers.embedding layers.swish layers.upsample
+    layers.linear layers.attention layers.dropout layers.embedding layers.swish layers.upsample layers.cuda
     layers.conv layers.norm layers.winograd layers.norm_swish
     layers.plan
     layers
-    blocks
+    blocks fused
     unet
 
     names unet_json
@@ -59,7 +59,7 @@ LEVELS = [line.split() for line in """
     """.splitlines() if line.strip()]
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
 MATHS = {"diffusion", "gaussian", "reverse", "bound", "score", "objective", "sample", "likelihood", "coding"}
-NETWORK = {module for module in LEVEL if module.split(".")[0] == "layers"} | {"memory", "blocks", "unet"}
+NETWORK = {module for module in LEVEL if module.split(".")[0] == "layers"} | {"memory", "blocks", "fused", "unet"}
 MEETING = LEVEL["train"]                                        # from this line on a module may import both towers
 
 THIRD_PARTY = {"numpy", "scipy", "imageio", "PIL", "tqdm", "safetensors", "threadpoolctl"}      # pyproject's dependencies
@@ -69,6 +69,7 @@ SHORTEST, LONGEST = 30, 260
 OTHER_LENGTHS = {
     "minddpm": "three names and the version",
     "datasets": "a folder of data needs an __init__.py to be found by importlib.resources",
+    "ahead": "one generator",
     "errors": "one exception",
     "readalong": "the name of a folder",
     "layers": "the rules that all layers follow, and their names",

@@ -33,6 +33,7 @@ class Float32Schedule:
         self.beta = 1 - self.alpha
         before, after = 1 - self.alpha_bar[:-1], 1 - self.alpha_bar[1:]
         self.beta_tilde = np.concatenate([zero, before / after * self.beta[1:]])
+        self._sigma2_tilde = np.concatenate([zero, self.beta_tilde[2:3], self.beta_tilde[2:]])
 
     sigma2 = Schedule.sigma2
 

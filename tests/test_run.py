@@ -27,7 +27,7 @@ import minddpm
 from minddpm import checkpoint, cli, files, run, settings, tree
 from minddpm.errors import UserError
 from minddpm.settings import Settings
-from minddpm.train import draw_batch
+from minddpm.train import draw
 
 TOLD = Settings(data="digits", batch=4, lr=1e-3, warmup=3, steps=4, ema=0.9, T=8, threads=2, dropout=0.2, flips=True,
                 save_every=2, sample_every=0)
@@ -376,12 +376,12 @@ def test_rows_after_the_last_save_and_rows_cut_short_are_dropped(tmp_path, monke
 
 
 def stop_at(monkeypatch, step):
-    def draw(told, dataset, k, device):
+    def killed(told, dataset, k):
         if k == step:
             raise Killed
-        return draw_batch(told, dataset, k, device)
+        return draw(told, dataset, k)
 
-    monkeypatch.setattr(run, "draw_batch", draw)
+    monkeypatch.setattr(run, "draw", killed)
 
 
 # ---- a full or unwritable disk, and losses that are not finite -------------------------------------------------------
@@ -473,11 +473,11 @@ def test_a_folder_that_becomes_unwritable_keeps_its_state(tmp_path, monkeypatch,
 
 
 def nan_at(monkeypatch, step):
-    def draw(told, dataset, k, device):
-        batch = draw_batch(told, dataset, k, device)
-        return batch._replace(eps=batch.eps * np.nan) if k == step else batch
+    def with_nan(told, dataset, k):
+        drawn = draw(told, dataset, k)
+        return drawn._replace(eps=drawn.eps * np.nan) if k == step else drawn
 
-    monkeypatch.setattr(run, "draw_batch", draw)
+    monkeypatch.setattr(run, "draw", with_nan)
 
 
 @pytest.mark.parametrize("step, kept", [(4, "the state of step 2 is kept in {}"), (2, "nothing had been saved yet")])

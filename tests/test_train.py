@@ -12,7 +12,7 @@ from minddpm import data, memory, optim, run, settings, train, tree
 from minddpm.diffusion import q_sample
 from minddpm.errors import UserError
 from minddpm.settings import Settings
-from minddpm.train import TrainingState, draw_batch, gradient, train_step
+from minddpm.train import TrainingState, draw, draw_batch, gradient, train_step
 from minddpm.unet import UNetConfig, init, unet
 from minddpm.workers import Workers
 
@@ -333,12 +333,12 @@ def everything(folder):
 
 
 def killed_at(monkeypatch, step):
-    def draw(told, dataset, k, device):
+    def killed(told, dataset, k):
         if k == step:
             raise Killed
-        return draw_batch(told, dataset, k, device)
+        return draw(told, dataset, k)
 
-    monkeypatch.setattr(run, "draw_batch", draw)
+    monkeypatch.setattr(run, "draw", killed)
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, smaller):

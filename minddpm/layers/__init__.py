@@ -8,14 +8,10 @@ Write ⟨a, b⟩ for the sum of the elementwise products.  `back` computes the a
 which ⟨dy, J v⟩ = ⟨dx, v⟩ for every v; tests/gradcheck.py tests this very equation.
 """
 
-from minddpm.layers.attention import attention
-from minddpm.layers.conv import conv1x1, conv2d
-from minddpm.layers.dropout import dropout
+from minddpm.layers.conv import conv1x1
 from minddpm.layers.embedding import timestep_embedding
 from minddpm.layers.linear import linear
-from minddpm.layers.norm import group_norm
-from minddpm.layers.plan import conv3x3, norm_swish, prepare
-from minddpm.layers.swish import swish
+from minddpm.layers.plan import attention, conv2d, conv3x3, dropout, group_norm, norm_swish, prepare, swish
 from minddpm.layers.upsample import upsample
 
 __all__ = ["attention", "conv1x1", "conv2d", "conv3x3", "dropout", "group_norm", "linear", "norm_swish", "prepare",

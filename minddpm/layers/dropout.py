@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from minddpm import backend
+
 
 def dropout(x, rate, seeds, layer):
     """App. B.  Dropout.  x (B,...), rate in [0, 1), seeds: B integers below 2⁶⁴, layer: this layer's number -> y (B,...).
@@ -15,6 +17,7 @@ def dropout(x, rate, seeds, layer):
     """
     if rate == 0:
         return x, lambda dy: dy
+    seeds = backend.to_host(seeds) if backend.is_cuda(seeds) else seeds
     bits = np.stack([_uint16(int(seed), layer, x[0].size) for seed in seeds])
     kept = np.asarray(bits >= round(rate * 2**16), like=x).reshape(x.shape)
     scale = 1 / (1 - rate)

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def timestep_embedding(t, dim, like):
-    """App. B.  t: the paper's t, 1..T, (B,) -> (B, dim) of the dtype and device of `like`.
+    """App. B.  t: the paper's t, 1..T, (B,), from either device -> (B, dim) of the dtype and device of `like`.
 
         [ sin((t−1) f_0), …, sin((t−1) f_{h−1}), cos((t−1) f_0), …, cos((t−1) f_{h−1}) ],     f_i = 10000^(−i/(h−1)),  h = dim/2
 
@@ -14,6 +14,6 @@ def timestep_embedding(t, dim, like):
     It has no gradient: t is data.  Computed in float64.
     """
     half = dim // 2
-    frequencies = np.exp(-math.log(10000) / (half - 1) * np.arange(half))
-    angles = (np.asarray(t) - 1)[:, None] * frequencies
-    return np.asarray(np.concatenate([np.sin(angles), np.cos(angles)], axis=1), dtype=like.dtype, like=like)
+    frequencies = np.exp(-math.log(10000) / (half - 1) * np.arange(half, dtype=np.float64, like=like))
+    angles = (np.asarray(t, dtype=np.float64, like=like) - 1)[:, None] * frequencies
+    return np.concatenate([np.sin(angles), np.cos(angles)], axis=1).astype(like.dtype, copy=False)

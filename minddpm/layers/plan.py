@@ -1,22 +1,43 @@
 """Which algorithm computes what: the plan table for 3×3 convolutions, the weights made ready for it, and fused steps.
 
-Every fast form stands beside a plain one that is the one to read.  The environment variable MINDDPM_KERNELS=0 switches all of
-them off.
+Every fast form stands beside a plain one that is the one to read.  A layer's name here stands for the plain layer, and on a GPU
+for its kernels in cuda.py.  The environment variable MINDDPM_KERNELS=0 switches all fast forms off, see backend.fast.
 """
 
-import os
-
 from minddpm import backend, tree
-from minddpm.layers.conv import conv2d
-from minddpm.layers.norm import group_norm
+from minddpm.layers import cuda
+from minddpm.layers.attention import attention as plain_attention
+from minddpm.layers.conv import conv2d as plain_conv2d
+from minddpm.layers.dropout import dropout as plain_dropout
+from minddpm.layers.norm import group_norm as plain_group_norm
 from minddpm.layers.norm_swish import fused_norm_swish
-from minddpm.layers.swish import swish
+from minddpm.layers.swish import swish as plain_swish
 from minddpm.layers.winograd import transform, winograd
 
 
-def fast():
-    """Whether the fast forms are to be used."""
-    return os.environ.get("MINDDPM_KERNELS") != "0"
+def attention(q, k, v):
+    """App. B.  Softmax attention with one head, see attention.py."""
+    return (cuda.attention if cuda.fits(q) else plain_attention)(q, k, v)
+
+
+def conv2d(p, x, stride=1):
+    """App. B.  k×k convolution, see conv.py."""
+    return (cuda.conv2d if cuda.fits(x) else plain_conv2d)(p, x, stride)
+
+
+def dropout(x, rate, seeds, layer):
+    """App. B.  Dropout, see dropout.py."""
+    return (cuda.dropout if rate and cuda.fits(x) else plain_dropout)(x, rate, seeds, layer)
+
+
+def group_norm(p, x, groups, eps=1e-6):
+    """App. B.  Group normalisation, see norm.py."""
+    return (cuda.group_norm if cuda.fits(x) else plain_group_norm)(p, x, groups, eps)
+
+
+def swish(x):
+    """App. B.  The nonlinearity, see swish.py."""
+    return (cuda.swish if cuda.fits(x) else plain_swish)(x)
 
 
 def conv3x3(p, x):
@@ -26,14 +47,16 @@ def conv3x3(p, x):
 
 def norm_swish(p, x, groups, eps=1e-6):
     """App. B.  y = swish(group_norm(p, x)), which always stand together.  x (B,H,W,C) -> y (B,H,W,C).  Back: dy -> dx, dp."""
-    one = plain_norm_swish if backend.is_cuda(x) or not fast() else fused_norm_swish
+    if cuda.fits(x):
+        return cuda.group_norm(p, x, groups, eps, swish=True)
+    one = plain_norm_swish if backend.is_cuda(x) or not backend.fast() else fused_norm_swish
     return one(p, x, groups, eps)
 
 
 def plain_norm_swish(p, x, groups, eps=1e-6):
     """App. B.  The two layers one after the other."""
-    n, norm_back = group_norm(p, x, groups, eps)
-    y, swish_back = swish(n)
+    n, norm_back = plain_group_norm(p, x, groups, eps)
+    y, swish_back = plain_swish(n)
 
     def plain_norm_swish_back(dy):
         return norm_back(swish_back(dy))
@@ -59,7 +82,7 @@ def prepare(params, side):
     The network computes the same with either tree, to rounding, and its gradient has the plain tree's keys.  To be made
     again after each change of the weights.  On a GPU the plain layer, whose few large kernels suit it, is the fast one.
     """
-    if backend.is_cuda(params["conv_in"]["weight"]) or not fast():
+    if backend.is_cuda(params["conv_in"]["weight"]) or not backend.fast():
         return params
     ready = tree.map(lambda a: a, params)
     bottom = len(ready["down_blocks"]) - 1
