@@ -1,5 +1,6 @@
 """selftest: it passes here, it is quick, its report holds no path, and each kind of planted fault makes it fail."""
 
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +46,9 @@ def gradient_off_in_float32(x):
 @pytest.mark.parametrize("fault", [swish_off_in_float32, gradient_off_in_float32])
 def test_a_fault_of_a_layer_is_found_and_named(capsys, monkeypatch, fault):
     monkeypatch.setattr(checks, "LAYERS", {"swish": (fault, (3, 5, 7, 3)), "dense layer": checks.LAYERS["dense layer"]})
+    monkeypatch.setattr(selftest, "checks", lambda device: islice(checks.checks(device), 2))
     code, out = report(capsys)
-    assert code == 1 and f"**FAILED**: {len(CHECKS) - 9} of {len(CHECKS) - 8} checks" in out
+    assert code == 1 and "**FAILED**: 1 of 2 checks" in out
     assert "| swish, with gradients | 1.0e-04 | < 1e-05 | **FAILED** |" in out
     assert out.count("**FAILED** |") == 1
 
