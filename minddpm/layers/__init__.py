@@ -9,9 +9,8 @@ which ⟨dy, J v⟩ = ⟨dx, v⟩ for every v; tests/gradcheck.py tests this ver
 """
 
 from minddpm.layers.conv import conv1x1
-from minddpm.layers.embedding import timestep_embedding
 from minddpm.layers.linear import linear
-from minddpm.layers.plan import attention, conv2d, conv3x3, dropout, group_norm, norm_swish, prepare, swish
+from minddpm.layers.plan import attention, conv2d, conv3x3, dropout, group_norm, norm_swish, prepare, swish, timestep_embedding
 from minddpm.layers.upsample import upsample
 
 __all__ = ["attention", "conv1x1", "conv2d", "conv3x3", "dropout", "group_norm", "linear", "norm_swish", "prepare",

@@ -130,6 +130,14 @@ def swish(x):
     return y, swish_back
 
 
+def timestep_embedding(t, dim, like):
+    """App. B.  embedding.timestep_embedding."""
+    t, half = np.asarray(t, dtype=np.float64, like=like), dim // 2
+    y = np.empty_like(like, shape=(len(t), dim))
+    elementwise("timestep_embedding", len(t) * half, t, y, len(t) * half, half)
+    return y
+
+
 def attention(q, k, v):
     """App. B.  attention.attention.  Back: do -> dq, dk, dv.  Keeps: P and the three arguments."""
     T, scale = k.shape[1], 1 / math.sqrt(q.shape[-1])
@@ -150,8 +158,8 @@ def attention(q, k, v):
 
 
 def dropout(x, rate, seeds, layer):
-    """App. B.  dropout.dropout, with the same masks.  seeds (B,) are on the device.  Back: dy -> dx.  Keeps: seeds."""
-    seeds, n = seeds.astype(np.uint64, copy=False), x[0].size
+    """App. B.  dropout.dropout, with the same masks.  Back: dy -> dx.  Keeps: seeds (B,), 64-bit integers on the device."""
+    seeds, n = seeds.view(np.uint64), x[0].size
     blocks = -(-n // 16)
 
     def masked(x):

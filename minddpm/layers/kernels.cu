@@ -165,6 +165,16 @@ __global__ void softmax_backward(float *dP, const float *P, unsigned rows, unsig
     }
 }
 
+// embedding.timestep_embedding, in double precision: t (B,) -> y (B, 2 half).
+__global__ void timestep_embedding(const double *t, float *y, unsigned n, unsigned half) {
+    FOR(e, n) {
+        unsigned b = e / half, i = e % half;
+        double angle = (t[b] - 1) * exp(-log(10000.0) / (half - 1) * i);
+        y[2 * half * b + i] = sin(angle);
+        y[2 * half * b + half + i] = cos(angle);
+    }
+}
+
 // dropout.dropout: y = x m scale, where NumPy's Philox generator with the key (seed, layer) gives 16 bits for each number:
 // its k-th block of four 64-bit words, k = 0, 1, ..., is the cipher of the counter k + 1.  x (B,D); blocks: ⌈D/16⌉ an image.
 __global__ void dropout(const float *x, float *y, const unsigned long long *seeds, unsigned long long layer, unsigned B, unsigned D,

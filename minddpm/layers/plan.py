@@ -9,6 +9,7 @@ from minddpm.layers import cuda
 from minddpm.layers.attention import attention as plain_attention
 from minddpm.layers.conv import conv2d as plain_conv2d
 from minddpm.layers.dropout import dropout as plain_dropout
+from minddpm.layers.embedding import timestep_embedding as plain_timestep_embedding
 from minddpm.layers.norm import group_norm as plain_group_norm
 from minddpm.layers.norm_swish import fused_norm_swish
 from minddpm.layers.swish import swish as plain_swish
@@ -27,7 +28,7 @@ def conv2d(p, x, stride=1):
 
 def dropout(x, rate, seeds, layer):
     """App. B.  Dropout, see dropout.py."""
-    return (cuda.dropout if rate and cuda.fits(x) else plain_dropout)(x, rate, seeds, layer)
+    return (cuda.dropout if rate and cuda.fits(x) and backend.is_cuda(seeds) else plain_dropout)(x, rate, seeds, layer)
 
 
 def group_norm(p, x, groups, eps=1e-6):
@@ -38,6 +39,11 @@ def group_norm(p, x, groups, eps=1e-6):
 def swish(x):
     """App. B.  The nonlinearity, see swish.py."""
     return (cuda.swish if cuda.fits(x) else plain_swish)(x)
+
+
+def timestep_embedding(t, dim, like):
+    """App. B.  The Transformer's sinusoidal position embedding of the timestep, see embedding.py."""
+    return (cuda.timestep_embedding if cuda.fits(like) else plain_timestep_embedding)(t, dim, like)
 
 
 def conv3x3(p, x):
