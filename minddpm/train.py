@@ -75,7 +75,7 @@ def gradient(objective, cfg, s, params, batch, workers, sigma2="beta", levels=25
     The workers share params and take the batch in parts, whose gradients are added in a fixed order.
     """
     B = len(batch.x0)
-    prepared = prepare(params, cfg.image_size)
+    prepared = prepare(params, cfg.image_size, workers.map, training=True)
 
     @np.errstate(all="ignore")                              # train_step looks at the result instead
     def part_gradient(images):
@@ -88,8 +88,16 @@ def gradient(objective, cfg, s, params, batch, workers, sigma2="beta", levels=25
 
     loss, total = 0, None
     for part_loss, dp in workers.map(part_gradient, workers.parts(B)):
-        loss, total = loss + part_loss, dp if total is None else tree.add(total, dp)
+        loss += part_loss
+        if total is None:
+            total = dp
+        else:
+            workers.each(_add_to, total, dp)
     return float(loss), total
+
+
+def _add_to(total, g):
+    total += g
 
 
 def train_step(settings, cfg, s, state, batch, workers, levels=256):
@@ -105,9 +113,8 @@ def train_step(settings, cfg, s, state, batch, workers, levels=256):
     if not np.isfinite([loss, norm]).all():
         raise UserError(f"step {step}: the loss is {loss:g} and the gradient's norm {norm:g}, at learning rate {lr:g}; "
                         "expected finite numbers (a smaller --lr or a longer --warmup often helps)")
-    if norm > settings.grad_clip:
-        grad = tree.map(lambda g: g * (settings.grad_clip / norm), grad)
-    optim.adam(state.params, state.m, state.v, grad, step, lr)
-    optim.ema(state.ema, state.params, step, settings.ema)
+    scale = min(1, settings.grad_clip / norm) if norm else 1
+    optim.adam(state.params, state.m, state.v, grad, step, lr, scale=scale, each=workers.each)
+    optim.ema(state.ema, state.params, step, settings.ema, workers.each)
     state.step = step
     return Metrics(loss, norm, lr)
