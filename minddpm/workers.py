@@ -26,8 +26,8 @@ class Workers:
 
     threads is the number of items computed at a time; with 1 they are computed in the calling thread.  While the `with`
     block is open BLAS runs on one thread, in the whole process; its end, however it is reached, waits for the items that
-    are running and gives BLAS its threads back, and the system its memory.  part: how many images of a batch one item holds at most; what a network
-    computes for 16 small images stays in the cache.  UserError unless threads is an int of at least 1.
+    are running and gives BLAS its threads back, and the system its memory.  part: how many images of a batch one item holds at
+    most; what a network computes for 16 small images stays in the cache.  UserError unless threads is an int of at least 1.
     """
 
     def __init__(self, threads, part=16):

@@ -30,7 +30,7 @@ def norm(c):
 
 
 LINEAR, CONV, NORM, SWISH = "minddpm.layers.linear", "minddpm.layers.conv", "minddpm.layers.norm", "minddpm.layers.swish"
-PLAN, WINOGRAD = "minddpm.layers.plan", "minddpm.layers.winograd"
+PLAN, WINOGRAD, NORM_SWISH = "minddpm.layers.plan", "minddpm.layers.winograd", "minddpm.layers.norm_swish"
 ATTENTION, UPSAMPLE, DROPOUT = "minddpm.layers.attention", "minddpm.layers.upsample", "minddpm.layers.dropout"
 
 CASES = {
@@ -41,6 +41,9 @@ CASES = {
     **{f"winograd m={m} {B}x{H}x{W}":
        Case(WINOGRAD, lambda w, m=m: lambda p, x: w.winograd(p | {"winograd": transform(p["weight"], m)}, x),
             (kernel(3, 3, 2), draw(B, H, W, 3))) for m in (2, 4) for B, H, W in ((2, 4, 8), (1, 5, 3))},
+    "winograd m=2 keep":
+       Case(WINOGRAD, lambda w: lambda p, x: w.winograd(p | {"winograd": transform(p["weight"], 2)}, x, keep=True),
+            (kernel(3, 3, 2), draw(2, 3, 4, 3))),
     "conv1x1":               Case(CONV, lambda m: lambda p, x: m.conv1x1(p, x), (kernel(1, 3, 4), draw(2, 4, 3, 3))),
     **{f"conv2d k={k} stride={stride} {B}x{H}x{W}":
        Case(CONV, lambda m, stride=stride: lambda p, x: m.conv2d(p, x, stride), (kernel(k, 3, 2), draw(B, H, W, 3)))
@@ -56,6 +59,12 @@ CASES = {
                                   (norm(4), draw(2, 3, 3, 4, scale=0.1))),
     "swish":                 Case(SWISH, lambda m: lambda x: m.swish(x), (draw(3, 4, scale=3),)),
     "norm_swish":            Case(PLAN, lambda m: lambda p, x: m.norm_swish(p, x, 2), (norm(4), draw(2, 3, 3, 4))),
+    "plain norm_swish":      Case(PLAN, lambda m: lambda p, x: m.plain_norm_swish(p, x, 2), (norm(4), draw(2, 3, 3, 4))),
+    **{f"fused norm_swish groups={groups}":
+       Case(NORM_SWISH, lambda m, groups=groups: lambda p, x: m.norm_swish(p, x, groups), (norm(6), draw(2, 3, 5, 6)))
+       for groups in (1, 2, 6)},
+    "fused norm_swish offset 300": Case(NORM_SWISH, lambda m: lambda p, x: m.norm_swish(p, x, 2),
+                                        (norm(4), draw(2, 3, 3, 4, offset=300))),
     "attention":             Case(ATTENTION, lambda m: lambda q, k, v: m.attention(q, k, v),
                                   (draw(2, 5, 4), draw(2, 5, 4, seed=1), draw(2, 5, 4, seed=2))),
     "attention one image":   Case(ATTENTION, lambda m: lambda q, k, v: m.attention(q, k, v),
@@ -83,18 +92,18 @@ def test_forward_equals_its_scalar_loop(name):
 
 
 def test_every_layer_has_a_case_and_a_twin():
-    called = set()
+    called, others = set(), {"winograd": winograd, "plain_norm_swish": layers.plan.plain_norm_swish}
 
     class Recorder:
         def __getattr__(self, name):
             called.add(name)
-            return winograd if name == "winograd" else getattr(layers, name)
+            return others[name] if name in others else getattr(layers, name)
 
     for case in CASES.values():
         case.f(Recorder())(*case.args)
     no_gradient = {"timestep_embedding", "prepare"}                         # t is data; prepare rewrites weights
-    assert called == set(layers.__all__) - no_gradient | {"winograd"}
-    assert all(hasattr(twins, name) for name in {*layers.__all__, "winograd"} - {"prepare"})
+    assert called == set(layers.__all__) - no_gradient | set(others)
+    assert all(hasattr(twins, name) for name in {*layers.__all__, *others} - {"prepare"})
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -21,8 +21,8 @@ PACKAGE = ROOT / "minddpm"
 # Bottom to top: a module imports modules of lower lines only, never one of its own line.
 LEVELS = [line.split() for line in """
     errors
-    tree backend workers files memory options progress distance range_coder
-    readers tensorfile optim mrc
+    tree backend files memory options progress distance range_coder
+    readers tensorfile optim mrc workers
     data
     images
 
@@ -31,7 +31,7 @@ LEVELS = [line.split() for line in """
     objective sample likelihood coding
 
     layers.linear layers.attention layers.dropout layers.embedding layers.swish layers.upsample
-    layers.conv layers.norm layers.winograd
+    layers.conv layers.norm layers.norm_swish layers.winograd
     layers.plan
     layers
     blocks

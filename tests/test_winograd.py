@@ -6,6 +6,7 @@ from gradcheck import GradientError, check_gradient, random_parameters, read_onl
 
 from minddpm import tree
 from minddpm.layers import conv2d, plan, prepare, winograd
+from minddpm.layers.norm_swish import norm_swish
 from minddpm.unet import UNetConfig, init, parameters, unet
 
 SHAPES = [(2, 4, 4, 3, 5), (1, 8, 8, 4, 2), (3, 7, 7, 2, 3), (2, 14, 14, 3, 3), (1, 5, 9, 2, 4), (1, 1, 1, 2, 2),
@@ -43,6 +44,7 @@ def test_the_matrices_filter(m):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_the_plain_layer_in_float64(monkeypatch, shape, block, m):
     monkeypatch.setattr(winograd, "BLOCK", block)
+    monkeypatch.setattr(winograd, "TILES", 0)
     p, x, dy = draw(shape)
     (y, back), (y_plain, back_plain) = winograd.winograd(fast(p, m), x), conv2d(p, x)
     assert relative(y, y_plain) < 1e-12
@@ -56,6 +58,7 @@ def test_a_remainder_block_is_not_lost(monkeypatch):
     """Five images in blocks of two: the last block is one image."""
     p, x, dy = draw((5, 4, 4, 2, 2))
     monkeypatch.setattr(winograd, "BLOCK", 4)                   # one tile an image, 2 channels
+    monkeypatch.setattr(winograd, "TILES", 0)
     assert relative(winograd.winograd(fast(p, 4), x)[0], conv2d(p, x)[0]) < 1e-12
 
 
@@ -146,4 +149,40 @@ def test_preparing_leaves_the_parameters_as_they_were():
 
 def test_the_plan_leaves_thin_and_small_convolutions_plain():
     assert plan.tile_size(32, 3, 128) == plan.tile_size(32, 128, 3) == plan.tile_size(4, 256, 256) == 0
-    assert plan.tile_size(16, 32, 32) == plan.tile_size(8, 256, 256) == plan.tile_size(4, 64, 64) == 4
+    assert plan.tile_size(8, 256, 256) == plan.tile_size(8, 64, 256) == 2
+    assert plan.tile_size(16, 32, 32) == plan.tile_size(16, 256, 256) == plan.tile_size(4, 64, 64) == 4
+
+
+def test_one_variable_switches_every_fast_form_off(monkeypatch):
+    cfg = UNetConfig.tiny()
+    p = init(cfg, 0)
+    x = np.random.default_rng(7).standard_normal((2, 8, 8, 32), dtype=np.float32)
+    norm = p["conv_norm_out"]
+    used = []
+    monkeypatch.setattr(plan, "fused_norm_swish", lambda *args: used.append("fused") or norm_swish(*args))
+    fast_y, _ = plan.norm_swish(norm, x, 8)
+    assert prepare(p, 8) is not p and used == ["fused"]
+    monkeypatch.setenv("MINDDPM_PLAIN", "1")
+    plain_y, _ = plan.norm_swish(norm, x, 8)
+    assert prepare(p, 8) is p and used == ["fused"]
+    assert 0 < relative(fast_y, plain_y) < 1e-6
+
+
+@pytest.mark.parametrize("shape", [(3, 28, 28, 32), (2, 7, 5, 24), (1, 2, 1, 8), (30, 33, 31, 32)], ids=str)
+def test_fused_norm_and_swish_are_the_plain_layers_and_as_accurate(shape, monkeypatch):
+    """Odd sizes, two pixels, and more images than one block holds; an offset, where a variance could cancel."""
+    rng = np.random.default_rng(8)
+    x, dy = rng.standard_normal(shape) * 2 + 30, rng.standard_normal(shape)
+    p = {"weight": rng.standard_normal(shape[3]), "bias": rng.standard_normal(shape[3])}
+    monkeypatch.setenv("MINDDPM_PLAIN", "1")
+
+    def results(layer, dtype):
+        y, back = layer(tree.map(lambda a: a.astype(dtype), p), x.astype(dtype), 4)
+        dx, dp = back(dy.astype(dtype))
+        return [y, dx, dp["weight"], dp["bias"]]
+
+    exact = results(plan.norm_swish, np.float64)
+    for fused, plain in zip(results(norm_swish, np.float64), exact, strict=True):
+        assert relative(fused, plain) < 1e-12
+    for fused, plain, truth in zip(results(norm_swish, np.float32), results(plan.norm_swish, np.float32), exact, strict=True):
+        assert relative(fused, truth) < max(10 * relative(plain, truth), 1e-6)

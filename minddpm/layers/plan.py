@@ -1,4 +1,9 @@
-"""Which algorithm computes what: the plan table for 3×3 convolutions, the weights made ready for it, and fused steps."""
+"""Which algorithm computes what: the plan table for 3×3 convolutions, the weights made ready for it, and fused steps.
+
+The environment variable MINDDPM_PLAIN=1 switches all of it off: every layer is then the plain one.
+"""
+
+import os
 
 import numpy as np
 
@@ -15,10 +20,18 @@ def conv3x3(p, x):
     return winograd(p, x, keep="keep_points" in p) if "winograd" in p else conv2d(p, x)
 
 
+def _plain(a):
+    """Whether the plain layers compute on the array a: on a GPU, and where the user wants them."""
+    return backend.is_cuda(a) or os.environ.get("MINDDPM_PLAIN") == "1"
+
+
 def norm_swish(p, x, groups, eps=1e-6):
-    """App. B.  y = swish(group_norm(p, x)), which always stand together.  x (B,H,W,C) -> y (B,H,W,C).  Back: dy -> dx, dp."""
-    if not backend.is_cuda(x):
-        return fused_norm_swish(p, x, groups, eps)
+    """App. B.  Group normalisation, then swish, which always stand together.  Either form below computes the same."""
+    return plain_norm_swish(p, x, groups, eps) if _plain(x) else fused_norm_swish(p, x, groups, eps)
+
+
+def plain_norm_swish(p, x, groups, eps=1e-6):
+    """App. B.  y = swish(group_norm(p, x)).  x (B,H,W,C) -> y (B,H,W,C).  Back: dy -> dx, dp."""
     n, norm_back = group_norm(p, x, groups, eps)
     y, swish_back = swish(n)
 
@@ -50,7 +63,7 @@ def prepare(params, side, each=map, training=False):
     training: the convolutions keep for the gradient what they would have to compute again.
     On a GPU the plain layer, whose few large kernels suit it, is the fast one.
     """
-    if backend.is_cuda(params["conv_in"]["weight"]):
+    if _plain(params["conv_in"]["weight"]):
         return params
     ready = tree.map(lambda a: a, params)
     for p in each(_prepare_conv, list(_convs(ready, side))):

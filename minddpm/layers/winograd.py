@@ -28,7 +28,9 @@ from minddpm.layers.linear import column_sums
 # The second point must be 1 (see `one` below).  Of the sets tried, the one of the smallest error in float32: 1.5 times less
 # than the usual 0, 1, −1, 2, −2.
 POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 1/2, -2)}
-BLOCK = 8192                # numbers at one point of the tiles that are worked on at a time, so that they stay in the cache
+# Tiles that are worked on at a time: so few that their numbers at one point, BLOCK, stay in the cache, and TILES more, so that
+# a wide weight is not read again for too little work.
+BLOCK, TILES = 8192, 64
 
 
 @cache
@@ -78,7 +80,7 @@ def winograd(p, x, keep=False):
     m = round(a2**0.5) - 2
     rows, columns = -(-H // m), -(-W // m)
     AA, GG, BB = _twice(m, x.dtype)
-    images = max(1, round((BLOCK / max(C, N) + 64) / (rows * columns)))
+    images = max(1, round((BLOCK / max(C, N) + TILES) / (rows * columns)))
     blocks = [slice(b, b + images) for b in range(0, B, images)]
     one = m + 3                                     # the point (1, 1), where Aᵀ⊗Aᵀ has ones only: a constant added here
     y = np.empty((B, rows * m, columns * m, N), x.dtype)          # is added to every output of the tile
