@@ -110,7 +110,7 @@ def gradient(objective, cfg, s, params, batch, workers, sigma2="beta", levels=25
     The workers share params and take the batch in parts, whose gradients are added in a fixed order.
     """
     B, s = len(batch.x0), s.on(batch.t)
-    prepared = prepare(params, cfg.image_size)
+    prepared = prepare(params, cfg.image_size, workers.map, training=True)
 
     @np.errstate(all="ignore")                              # train_step looks at the result instead
     def part_gradient(images):
@@ -123,8 +123,16 @@ def gradient(objective, cfg, s, params, batch, workers, sigma2="beta", levels=25
 
     loss, total = 0, None
     for part_loss, dp in workers.map(part_gradient, workers.parts(B)):
-        loss, total = loss + part_loss, dp if total is None else tree.add(total, dp)
+        loss += part_loss
+        if total is None:
+            total = dp
+        else:
+            workers.each(_add_to, total, dp)
     return loss if backend.is_cuda(loss) else float(loss), total
+
+
+def _add_to(total, g):
+    total += g
 
 
 def train_step(settings, cfg, s, state, batch, workers, levels=256):
@@ -143,13 +151,12 @@ def train_step(settings, cfg, s, state, batch, workers, levels=256):
     metrics = Metrics(loss, norm, lr)
     if not backend.is_cuda(norm):
         metrics = metrics.read(step)
-    scale = settings.grad_clip / np.maximum(norm, settings.grad_clip)
+    largest = np.maximum if backend.is_cuda(norm) else max                  # max would wait for the device
+    scale = settings.grad_clip / largest(norm, settings.grad_clip)
     if kernels:
         fused.adam_ema(state, grad, step, lr, scale, settings.ema)
     else:
-        if backend.is_cuda(scale) or scale < 1:
-            grad = tree.map(lambda g: g * scale.astype(g.dtype), grad)
-        optim.adam(state.params, state.m, state.v, grad, step, lr)
-        optim.ema(state.ema, state.params, step, settings.ema)
+        optim.adam(state.params, state.m, state.v, grad, step, lr, scale=scale, each=workers.each)
+        optim.ema(state.ema, state.params, step, settings.ema, workers.each)
     state.step = step
     return metrics

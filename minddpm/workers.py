@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor, wait
 
 from threadpoolctl import threadpool_limits
 
+from minddpm import tree
 from minddpm.errors import UserError
 
 
@@ -71,6 +72,19 @@ class Workers:
                 yield flying.popleft().result()
         finally:
             wait([future for future in flying if not future.cancel()])
+
+    def each(self, f, *trees):
+        """f(leaf, ...) for the leaves at the same place of each tree, for what f writes to them; large leaves are shared out."""
+        places = []
+        tree.map(lambda *leaves: places.append(leaves), *trees)
+        places.sort(key=lambda leaves: leaves[0].size, reverse=True)
+
+        def share(k):
+            for leaves in places[k::self.threads]:
+                f(*leaves)
+
+        for _ in self.map(share, range(self.threads)):
+            pass
 
     def parts(self, n):
         """Slices that cut a batch of n into nearly equal parts of at most `part`, as many as keep every thread busy."""

@@ -43,6 +43,9 @@ CASES = {
     **{f"winograd m={m} {B}x{H}x{W}":
        Case(WINOGRAD, lambda w, m=m: lambda p, x: w.winograd(p | {"winograd": transform(p["weight"], m)}, x),
             (kernel(3, 3, 2), draw(B, H, W, 3))) for m in (2, 4) for B, H, W in ((2, 4, 8), (1, 5, 3))},
+    "winograd m=2 keep":
+       Case(WINOGRAD, lambda w: lambda p, x: w.winograd(p | {"winograd": transform(p["weight"], 2)}, x, keep=True),
+            (kernel(3, 3, 2), draw(2, 3, 4, 3))),
     "conv1x1":               Case(CONV, lambda m: lambda p, x: m.conv1x1(p, x), (kernel(1, 3, 4), draw(2, 4, 3, 3))),
     **{f"conv2d k={k} stride={stride} {B}x{H}x{W}":
        Case(CONV, lambda m, stride=stride: lambda p, x: m.conv2d(p, x, stride), (kernel(k, 3, 2), draw(B, H, W, 3)))

@@ -115,7 +115,7 @@ def toy(p, x, t):
 def test_alg1_one_step_is_the_transcribed_one(monkeypatch):
     """The gradient of train.gradient against line 5 of the algorithm: the same ε must form x_t and be the target."""
     monkeypatch.setattr(train, "unet", lambda cfg, p, x, t, seeds, run: toy(p, x, t))
-    monkeypatch.setattr(train, "prepare", lambda p, *more: p, raising=False)
+    monkeypatch.setattr(train, "prepare", lambda p, *more, **how: p, raising=False)
     p = {"a": np.array(0.7), "c": np.array(-0.02)}
     B, D = 5, 6
     x0, eps, t = draw(B, 2, 3, 1, seed=5), draw(B, 2, 3, 1, seed=6), np.array([1, 20, 4, 11, 2])

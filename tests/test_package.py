@@ -21,8 +21,8 @@ PACKAGE = ROOT / "minddpm"
 # Bottom to top: a module imports modules of lower lines only, never one of its own line.
 LEVELS = [line.split() for line in """
     errors
-    tree backend workers ahead files memory options progress distance range_coder
-    readers tensorfile optim mrc fitting
+    tree backend ahead files memory options progress distance range_coder
+    readers tensorfile optim mrc fitting workers
     data
     images
 

@@ -156,8 +156,8 @@ def test_faults_are_planted_in_every_gradient():
     """No module is passed over, and the number of factors is of the order that one counts in the sources."""
     planted = {module: len(Planted(module).places) for module in MODULES}
     assert {"minddpm.blocks", "minddpm.unet", "minddpm.objective", "minddpm.layers.attention", "minddpm.layers.conv",
-            "minddpm.layers.dropout", "minddpm.layers.linear", "minddpm.layers.norm", "minddpm.layers.swish",
-            "minddpm.layers.upsample", "minddpm.layers.winograd"} <= set(planted)
+            "minddpm.layers.dropout", "minddpm.layers.linear", "minddpm.layers.norm", "minddpm.layers.norm_swish",
+            "minddpm.layers.swish", "minddpm.layers.upsample", "minddpm.layers.winograd"} <= set(planted)
     assert planted["minddpm.layers.swish"] == 8         # dy · (s + y · (1 − s)): four factors, four operations
 
 
@@ -171,10 +171,16 @@ MUTANTS = [
     ("layers.norm", "group_norm groups=2", "dxhat = dy * gamma", "dxhat = dy"),
     ("layers.norm", "group_norm groups=2", "group_mean(dxhat * xhat, groups))", "group_mean(dxhat * xhat, 1))"),
     ("layers.norm", "group_norm groups=2", "(dy * xhat).reshape", "(dy * centred).reshape"),
+    ("layers.norm_swish", "norm_swish fused groups=2", "q * d - r *", "-r *"),
+    ("layers.norm_swish", "norm_swish fused groups=2", "+ d * mean)", ")"),
+    ("layers.norm_swish", "norm_swish fused groups=2", "q = -r * r *", "q = -r *"),
+    ("layers.norm_swish", "norm_swish fused groups=2", "group_mean(gamma * mean))", "gamma * mean)"),
+    ("layers.norm_swish", "norm_swish fused groups=2", "y[block]) - 1", "y[block])"),
+    ("layers.winograd", "winograd m=2 keep", "kept.append(V)", "kept.append(V[::-1])"),
     ("layers.swish", "swish", "s + y * (1 - s)", "s + s * (1 - s)"),
     ("layers.swish", "swish", "s + y * (1 - s)", "s + y"),
-    ("layers.attention", "attention", "P * (dP - (do * o).sum(axis=-1, keepdims=True))", "P * dP"),
-    ("layers.attention", "attention", "P * (dP - (do * o).sum(axis=-1, keepdims=True))", "P * (1 - P) * dP"),
+    ("layers.attention", "attention", "dS -= (do * o).sum(axis=-1, keepdims=True)", "pass"),
+    ("layers.attention", "attention", "dS *= P", "dS *= P * (1 - P)"),
     ("layers.attention", "attention", "dv = np.matmul(P.swapaxes(1, 2), do)", "dv = np.matmul(P, do)"),
     ("layers.attention", "attention", "dq = np.matmul(dS, k) * scale", "dq = np.matmul(dS, k)"),
     ("layers.attention", "attention", "dk = np.matmul(dS.swapaxes(1, 2), q) * scale", "dk = np.matmul(dS, q) * scale"),

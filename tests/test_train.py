@@ -258,7 +258,8 @@ def test_gradient_clipping_scales_down_to_the_norm(monkeypatch, grad_clip, scale
     g = {"a": np.array([3.0, 0.0]), "b": [np.array([[-4.0]])]}                          # of norm 5
     monkeypatch.setattr(train, "gradient", lambda *args: (1.0, tree.map(np.copy, g)))
     state = TrainingState.begin(tree.map(np.ones_like, g))
-    assert train_step(replace(TOLD, grad_clip=grad_clip), None, None, state, None, None).grad_norm == 5
+    with Workers(2) as workers:
+        assert train_step(replace(TOLD, grad_clip=grad_clip), None, None, state, None, workers).grad_norm == 5
     tree.map(lambda m, g: np.testing.assert_allclose(m, 0.1 * scale * g, rtol=1e-12), state.m, g)
     tree.map(lambda v, g: np.testing.assert_allclose(v, 0.001 * (scale * g) ** 2, rtol=1e-12), state.v, g)
 

@@ -43,6 +43,7 @@ def test_the_matrices_filter(m):
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_equals_the_plain_layer_in_float64(monkeypatch, shape, block, m):
     monkeypatch.setattr(winograd, "BLOCK", block)
+    monkeypatch.setattr(winograd, "TILES", 0)
     p, x, dy = draw(shape)
     (y, back), (y_plain, back_plain) = winograd.winograd(fast(p, m), x), conv2d(p, x)
     assert relative(y, y_plain) < 1e-12
@@ -56,6 +57,7 @@ def test_a_remainder_block_is_not_lost(monkeypatch):
     """Five images in blocks of two: the last block is one image."""
     p, x, dy = draw((5, 4, 4, 2, 2))
     monkeypatch.setattr(winograd, "BLOCK", 4)                   # one tile an image, 2 channels
+    monkeypatch.setattr(winograd, "TILES", 0)
     assert relative(winograd.winograd(fast(p, 4), x)[0], conv2d(p, x)[0]) < 1e-12
 
 
@@ -146,4 +148,5 @@ def test_preparing_leaves_the_parameters_as_they_were():
 
 def test_the_plan_leaves_thin_and_small_convolutions_plain():
     assert plan.tile_size(32, 3, 128) == plan.tile_size(32, 128, 3) == plan.tile_size(4, 256, 256) == 0
-    assert plan.tile_size(16, 32, 32) == plan.tile_size(8, 256, 256) == plan.tile_size(4, 64, 64) == 4
+    assert plan.tile_size(8, 256, 256) == plan.tile_size(8, 64, 256) == 2
+    assert plan.tile_size(16, 32, 32) == plan.tile_size(16, 256, 256) == plan.tile_size(4, 64, 64) == 4

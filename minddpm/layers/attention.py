@@ -12,9 +12,10 @@ def attention(q, k, v):
     Back:  do -> dq, dk, dv; see the derivation.      Keeps: P, the three arguments and o.
     """
     scale = 1 / math.sqrt(q.shape[-1])
-    scores = np.matmul(q * scale, k.swapaxes(1, 2))                         # (B,T,T)
-    e = np.exp(scores - scores.max(axis=-1, keepdims=True))
-    P = e / e.sum(axis=-1, keepdims=True)
+    P = np.matmul(q * scale, k.swapaxes(1, 2))                              # S (B,T,T), and in its memory:
+    P -= P.max(axis=-1, keepdims=True)
+    np.exp(P, out=P)
+    P /= P.sum(axis=-1, keepdims=True)
     o = np.matmul(P, v)
 
     # o = P v is bilinear:                      dv = Pᵀ do,    dP = do vᵀ.
@@ -24,8 +25,9 @@ def attention(q, k, v):
     # S = q kᵀ/√C is bilinear:                  dq = dS k/√C,  dk = dSᵀ q/√C.
     def attention_back(do):
         dv = np.matmul(P.swapaxes(1, 2), do)
-        dP = np.matmul(do, v.swapaxes(1, 2))
-        dS = P * (dP - (do * o).sum(axis=-1, keepdims=True))
+        dS = np.matmul(do, v.swapaxes(1, 2))                                # dP, and in its memory:
+        dS -= (do * o).sum(axis=-1, keepdims=True)
+        dS *= P
         dq = np.matmul(dS, k) * scale
         dk = np.matmul(dS.swapaxes(1, 2), q) * scale
         return dq, dk, dv

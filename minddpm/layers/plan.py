@@ -4,6 +4,8 @@ Every fast form stands beside a plain one that is the one to read.  A layer's na
 for its kernels in cuda.py.  The environment variable MINDDPM_KERNELS=0 switches all fast forms off, see backend.fast.
 """
 
+import numpy as np
+
 from minddpm import backend, tree
 from minddpm.layers import cuda
 from minddpm.layers.attention import attention as plain_attention
@@ -48,7 +50,7 @@ def timestep_embedding(t, dim, like):
 
 def conv3x3(p, x):
     """App. B.  3×3 convolution, stride 1, as conv2d, which it is where p holds no transformed weight (see `prepare`)."""
-    return winograd(p, x) if "winograd" in p else conv2d(p, x)
+    return winograd(p, x, keep="keep_points" in p) if "winograd" in p else conv2d(p, x)
 
 
 def norm_swish(p, x, groups, eps=1e-6):
@@ -73,41 +75,48 @@ def plain_norm_swish(p, x, groups, eps=1e-6):
 def tile_size(side, C, N):
     """m of F(m×m, 3×3), or 0 for the plain convolution, on side×side images with C channels in and N out.
 
-    Measured on two x86-64 cores, forward and backward: F(4×4) takes half the time of the plain layer from 8×8 up.  Smaller
-    images have few tiles for one weight, and with many channels transforming its gradient costs more than it saves.
+    Measured on two x86-64 cores, forward and backward: F(4×4) takes half the time of the plain layer.  Small images have few
+    tiles for one weight, and with many channels transforming it costs more than it saves: all of it at 4×4, half at 8×8.
     """
     if min(C, N) < 16:
         return 0
-    return 4 if side >= 8 or max(C, N) <= 128 else 0
+    if max(C, N) <= 128 or side > 8:
+        return 4
+    return 2 if side > 4 else 0
 
 
-def prepare(params, side):
+def prepare(params, side, each=map, training=False):
     """A U-Net's parameters for side×side images -> the same tree, with the transformed weight beside the plain one wherever
     the table says so.
 
     The network computes the same with either tree, to rounding, and its gradient has the plain tree's keys.  To be made
-    again after each change of the weights.  On a GPU the plain layer, whose few large kernels suit it, is the fast one.
+    again after each change of the weights.  each: how to go over the convolutions, Workers.map with several threads.
+    training: the convolutions keep for the gradient what they would have to compute again.
+    On a GPU the plain layer, whose few large kernels suit it, is the fast one.
     """
     if backend.is_cuda(params["conv_in"]["weight"]) or not backend.fast():
         return params
     ready = tree.map(lambda a: a, params)
-    bottom = len(ready["down_blocks"]) - 1
-    for level, block in enumerate(ready["down_blocks"]):
-        _prepare_block(block, side >> level)
-    _prepare_block(ready["mid_block"], side >> bottom)
-    for level, block in zip(range(bottom, -1, -1), ready["up_blocks"], strict=True):
-        _prepare_block(block, side >> level)
-        for upsampler in block.get("upsamplers", []):
-            _prepare_conv(upsampler["conv"], 2 * (side >> level))
+    for p in each(_prepare_conv, list(_convs(ready, side))):
+        if training and "winograd" in p:
+            p["keep_points"] = np.True_
     return ready
 
 
-def _prepare_block(block, side):
-    for resnet in block["resnets"]:
-        _prepare_conv(resnet["conv1"], side)
-        _prepare_conv(resnet["conv2"], side)
+def _convs(p, side):
+    """(parameters, image side) of every 3×3 convolution of stride 1 inside the blocks."""
+    sides = [side >> level for level in range(len(p["down_blocks"]))]
+    blocks = zip([*p["down_blocks"], p["mid_block"], *p["up_blocks"]], [*sides, sides[-1], *reversed(sides)], strict=True)
+    for block, block_side in blocks:
+        for resnet in block["resnets"]:
+            yield resnet["conv1"], block_side
+            yield resnet["conv2"], block_side
+        for upsampler in block.get("upsamplers", []):
+            yield upsampler["conv"], 2 * block_side
 
 
-def _prepare_conv(p, side):
+def _prepare_conv(conv_and_side):
+    p, side = conv_and_side
     if m := tile_size(side, *p["weight"].shape[2:]):
         p["winograd"] = transform(p["weight"], m)
+    return p

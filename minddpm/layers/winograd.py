@@ -28,7 +28,9 @@ from minddpm.layers.linear import column_sums
 # The second point must be 1 (see `one` below).  Of the sets tried, the one of the smallest error in float32: 1.5 times less
 # than the usual 0, 1, −1, 2, −2.
 POINTS = {2: (0, 1, -1), 4: (0, 1, -1, 1/2, -2)}
-BLOCK = 8192                # numbers at one point of the tiles that are worked on at a time, so that they stay in the cache
+# Tiles that are worked on at a time: so few that their numbers at one point, BLOCK, stay in the cache, and TILES more, so that
+# a wide weight is not read again for too little work.
+BLOCK, TILES = 8192, 64
 
 
 @cache
@@ -60,7 +62,7 @@ def transform(w, m):
     return (GG @ w.reshape(9, C * N)).reshape(-1, C, N)
 
 
-def winograd(p, x):
+def winograd(p, x, keep=False):
     """App. B.  3×3 convolution, stride 1: what conv2d(p, x) is.  weight (3,3,C,N), bias (N,), winograd: U of `transform`,
     x (B,H,W,C) -> y (B,H,W,N).
 
@@ -70,7 +72,7 @@ def winograd(p, x):
 
     Back:  dM = (A⊗A) tile(dy),   dU[k] = V[k]ᵀ dM[k],   dV[k] = dM[k] U[k]ᵀ,   dx = tiles's adjoint of (B⊗B) dV,
            dW = (Gᵀ⊗Gᵀ) dU.  The gradient has conv2d's keys: U is the weight, written another way.
-    Keeps: x.  V is a²/m² times as large and is made again.
+    Keeps: V where keep is true, to save time in training; otherwise x: V is a²/m² times as large, and is made again.
     """
     w, U = p["weight"], p["winograd"]
     B, H, W, C = x.shape
@@ -78,23 +80,28 @@ def winograd(p, x):
     m = round(a2**0.5) - 2
     rows, columns = -(-H // m), -(-W // m)
     AA, GG, BB = _twice(m, x.dtype)
-    images = max(1, round((BLOCK / max(C, N) + 64) / (rows * columns)))
+    images = max(1, round((BLOCK / max(C, N) + TILES) / (rows * columns)))
     blocks = [slice(b, b + images) for b in range(0, B, images)]
     one = m + 3                                     # the point (1, 1), where Aᵀ⊗Aᵀ has ones only: a constant added here
     y = np.empty((B, rows * m, columns * m, N), x.dtype)          # is added to every output of the tile
+    kept = []
+
+    def points(block):
+        return _points(BB, _tiles(x[block], m, rows, columns))
 
     for block in blocks:
-        V = _points(BB, _tiles(x[block], m, rows, columns))
+        V = points(block)
+        if keep:
+            kept.append(V)
         M = np.matmul(V, U)
         M[one] += p["bias"]
         _untile(y[block], AA @ M.reshape(a2, -1), m)
 
     def winograd_back(dy):
-        dx, dU, db = np.empty_like(x), np.zeros_like(U), np.zeros_like(p["bias"])
-        for block in blocks:
+        dx, dU, db = np.empty((B, H, W, C), x.dtype), np.zeros_like(U), np.zeros_like(p["bias"])
+        for block, V in zip(blocks, kept or map(points, blocks), strict=True):
             dM = _points(AA.T, _tile(dy[block], m, rows, columns))
             db += column_sums(dM[one])
-            V = _points(BB, _tiles(x[block], m, rows, columns))
             dU += np.matmul(V.swapaxes(1, 2), dM)
             dV = np.matmul(dM, U.swapaxes(1, 2))
             _tiles_back(dx[block], BB.T @ dV.reshape(a2, -1), m, rows, columns)

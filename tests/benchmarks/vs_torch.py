@@ -13,6 +13,7 @@ import platform
 import statistics
 import sys
 import time
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
@@ -114,7 +115,7 @@ def _common(preset):
     from minddpm.settings import PRESETS
     from minddpm.unet import parameters
 
-    cfg, rng = PRESETS[preset](), np.random.default_rng(0)
+    cfg, rng = replace(PRESETS[preset](), dropout=0.0), np.random.default_rng(0)       # masks would differ, and with them results
     params = tree.map(lambda d: np.ones(d.shape, np.float32) if d.centre else
                       (rng.standard_normal(d.shape) * (0.7 / np.sqrt(np.prod(d.shape[:-1]))) if len(d.shape) > 1
                        else np.zeros(d.shape)).astype(np.float32), parameters(cfg))
