@@ -107,7 +107,7 @@ def toy(p, x, t):
     eps_theta = p["a"] * x + p["c"] * t
 
     def back(deps):
-        return deps * p["a"], {"a": np.sum(deps * x), "c": np.sum(deps * t)}
+        return deps * p["a"], {"a": np.array(np.sum(deps * x)), "c": np.array(np.sum(deps * t))}
 
     return eps_theta, back
 
