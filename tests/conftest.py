@@ -54,6 +54,13 @@ def _emulator():
     return None
 
 
+def pytest_sessionfinish(session):
+    """With --require-backend a test that was skipped is a failure, whatever the reason."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if session.config.getoption("--require-backend") and reporter.stats.get("skipped"):
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture
 def gpu(request, monkeypatch):
     """A device "cuda" to compute on: .name; .counting(), launches, syncs, h2d … of a block; .kernels, whether CUDA source runs.

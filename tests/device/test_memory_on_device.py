@@ -1,0 +1,60 @@
+"""What a training step takes of the device's memory.  Each in a process of its own, as the peak is that of a process's life."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+HERE = Path(__file__).parent
+PEAK = 1_102_561_604        # bytes that are asked for, 572 MB of them for weights, moments and EMA
+
+STEPS = """
+import json, os, sys
+sys.path[:0] = [os.environ["MINDDPM_CUPY_ON_CPU"], *sys.argv[1:3]]
+import cupy_on_cpu
+cupy_on_cpu.install(poison=sys.argv[3] == "True")
+import numpy as np
+from minddpm import backend, tree
+from minddpm.data import Dataset
+from minddpm.unet import init
+from dataclasses import replace
+import test_network_on_device as t
+cfg, batch = (t.UNetConfig.cifar10() if sys.argv[4] == "True" else t.CIFAR), int(sys.argv[5])
+told = replace(t.TOLD, batch=batch)
+images = np.random.default_rng(0).integers(0, 256, (20, cfg.image_size, cfg.image_size, 3), np.uint8)
+state = t.TrainingState.begin(tree.map(lambda a: backend.to_device(a, "cuda"), init(cfg, 0)))
+s, data = told.schedule(), Dataset("noise", images, images[:0])
+with t.Workers(1) as workers:
+    for step in range(1, int(sys.argv[6]) + 1):
+        drawn = t.draw_batch(told, data, step, "cuda")
+        with cupy_on_cpu.counting() as c:
+            metrics = t.train_step(told, cfg, s, state, drawn, workers)
+        metrics.read(step)
+print(json.dumps(c))
+"""
+
+
+def counters(gpu, **how):
+    if gpu.name != "emu":
+        pytest.skip("memory is counted by --backend emu")
+    arguments = [str(how[name]) for name in ("poison", "whole", "batch", "steps")]
+    plain = {name: value for name, value in os.environ.items() if name != "EMU_GUARD"}          # it keeps what was freed
+    done = subprocess.run([sys.executable, "-c", STEPS, HERE, HERE.parent, *arguments], capture_output=True, text=True, env=plain)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_a_warm_step_asks_the_driver_for_no_memory(gpu):
+    """CuPy's pool has all of it, as each step asks for the same sizes."""
+    assert counters(gpu, poison=False, whole=False, batch=2, steps=4)["allocs"] == 0
+
+
+@pytest.mark.slow
+def test_the_peak_of_a_step_of_the_cifar10_model(gpu):
+    """The whole model, 8 images."""
+    c = counters(gpu, poison=True, whole=True, batch=8, steps=1)
+    print(f"\nCIFAR-10 model, B = 8: peak {c['peak_bytes']:,} bytes, {c['launches']} launches, {c['gemms']} products a step")
+    assert abs(c["peak_bytes"] / PEAK - 1) < 0.1
