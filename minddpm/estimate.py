@@ -11,8 +11,7 @@ from minddpm.progress import clock
 from minddpm.run import prepare, workers_for
 from minddpm.train import TrainingState, draw_batch, gradient, train_step
 from minddpm.unet import init
-
-PART = 16                   # images a thread computes at a time: see workers.py
+from minddpm.workers import PART
 
 
 def seconds_per_step(wanted, steps=5):

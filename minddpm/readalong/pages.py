@@ -111,8 +111,11 @@ class Book:
     def pullback(self, block, lines):
         """What is written beside the derivation, and under them the forward pass beside its gradient."""
         back = block.place._replace(line=block.back[0], name=f"{block.place.name}_back")
-        derivation = f'<p class="label">derivation</p>{self.written(block.derivation)}' if block.derivation else ""
-        return (f'<section{_id(block)} class="row half">\n<div>{self.left(block)}</div>\n<div>{derivation}</div>\n'
+        wide = "" if block.derivation else ' class="wide"'
+        words = f"<div{wide}>{self.left(block)}</div>"
+        if block.derivation:
+            words += f'\n<div><p class="label">derivation</p>{self.written(block.derivation)}</div>'
+        return (f'<section{_id(block)} class="row half">\n{words}\n'
                 f"<div>{where(block.place, 'forward')}{code(lines, block.code, narrow=True)}</div>\n"
                 f"<div>{where(back, 'gradient')}{code(lines, block.back, narrow=True)}</div>\n</section>")
 
