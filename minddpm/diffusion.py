@@ -33,7 +33,6 @@ class Schedule:
     alpha: np.ndarray = field(init=False, repr=False)
     alpha_bar: np.ndarray = field(init=False, repr=False)
     beta_tilde: np.ndarray = field(init=False, repr=False)
-    _sigma2_tilde: np.ndarray = field(init=False, repr=False)
 
     def __post_init__(self):
         beta = np.array(self.beta, dtype=np.float64)
@@ -45,10 +44,7 @@ class Schedule:
         alpha_bar = np.cumprod(alpha)
         beta_tilde = np.zeros_like(beta)
         beta_tilde[1:] = beta[1:] * (1 - alpha_bar[:-1]) / (1 - alpha_bar[1:])
-        sigma2_tilde = beta_tilde.copy()
-        sigma2_tilde[1] = beta_tilde[min(2, len(beta) - 1)] or beta[1]                  # T = 1 has no β̃_2
-        tables = dict(beta=beta, alpha=alpha, alpha_bar=alpha_bar, beta_tilde=beta_tilde, _sigma2_tilde=sigma2_tilde)
-        for name, table in tables.items():
+        for name, table in dict(beta=beta, alpha=alpha, alpha_bar=alpha_bar, beta_tilde=beta_tilde).items():
             table.setflags(write=False)
             object.__setattr__(self, name, table)
 
@@ -87,7 +83,9 @@ class Schedule:
             return self.beta
         if choice != "beta_tilde":
             raise ValueError(f"sigma2 is {choice!r}; expected 'beta' or 'beta_tilde'")
-        return self._sigma2_tilde
+        sigma2 = self.beta_tilde.copy()
+        sigma2[1:2] = self.beta_tilde[2:3] if self.T > 1 else self.beta[1:2]
+        return sigma2
 
     def on(self, like):
         """The same schedule with its tables where the array `like` is: for t that are there too, as a training batch's are."""

@@ -286,6 +286,11 @@ def test_pyproject_names_every_package_and_every_kind_of_data():
     assert names == THIRD_PARTY
 
 
+def test_the_kernels_are_ascii():
+    """CuPy writes the source to a file in the machine's own encoding."""
+    assert (PACKAGE / "layers" / "kernels.cu").read_bytes().isascii()
+
+
 def test_every_data_file_has_its_licence():
     text = (PACKAGE / "datasets" / "LICENSES.md").read_text()
     for path in (PACKAGE / "datasets").glob("*.npz"):

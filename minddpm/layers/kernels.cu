@@ -91,7 +91,8 @@ __global__ void norm_forward(const float *x, const float *gamma, const float *be
     }
 }
 
-// Their pullback: dy -> dx, and the sums of dz x̂ and dz over each image's pixels, sums (2,B,C), which add up to dγ and dβ.
+// Their pullback: dy -> dx, and the sums of dz xhat and dz over each image's pixels, sums (2,B,C), whose sums over the images
+// are dgamma and dbeta.
 // blockDim is a multiple of C/G, so a thread meets one channel only.
 __global__ void norm_backward(const float *dy, const float *x, const float *gamma, const float *beta, const float *mean,
                               const float *r, float *dx, float *sums, int B, int P, int C, int G, int swish) {
@@ -154,7 +155,7 @@ __global__ void softmax(float *S, unsigned rows, unsigned T, float scale) {
     }
 }
 
-// Its pullback: dP -> dS = scale P (dP − Σ dP P), in place.
+// Its pullback: dP -> dS = scale P (dP - sum of dP P), in place.
 __global__ void softmax_backward(float *dP, const float *P, unsigned rows, unsigned T, float scale) {
     for (unsigned row = blockIdx.x; row < rows; row += gridDim.x) {
         float sum = 0;
@@ -176,7 +177,7 @@ __global__ void timestep_embedding(const double *t, float *y, unsigned n, unsign
 }
 
 // dropout.dropout: y = x m scale, where NumPy's Philox generator with the key (seed, layer) gives 16 bits for each number:
-// its k-th block of four 64-bit words, k = 0, 1, ..., is the cipher of the counter k + 1.  x (B,D); blocks: ⌈D/16⌉ an image.
+// its k-th block of four 64-bit words, k = 0, 1, ..., is the cipher of the counter k + 1.  x (B,D); blocks: D/16, rounded up, an image.
 __global__ void dropout(const float *x, float *y, const unsigned long long *seeds, unsigned long long layer, unsigned B, unsigned D,
                         unsigned blocks, unsigned limit, float scale) {
     FOR(block, B * blocks) {
@@ -205,7 +206,7 @@ struct Leaves {
     unsigned end[LEAVES];
 };
 
-// optim.global_norm: one sum of g² for each block; n numbers in all.
+// optim.global_norm: one sum of g^2 for each block; n numbers in all.
 __global__ void square_sums(Leaves leaves, unsigned n, float *sums) {
     unsigned leaf = 0;
     float sum = 0;
@@ -218,16 +219,17 @@ __global__ void square_sums(Leaves leaves, unsigned n, float *sums) {
     if (threadIdx.x == 0) sums[blockIdx.x] = sum;
 }
 
-// optim.adam of the gradient times *clip, then optim.ema.  rate = lr / (1 − β₁^step), correct2 = 1 − β₂^step.
-__global__ void adam_ema(Leaves leaves, unsigned n, const float *clip, float rate, float correct2, float beta1, float beta2,
+// optim.adam of the gradient times *clip, then optim.ema with 1 - decay = weight.  rate = lr / (1 - beta1^step),
+// correct2 = 1 - beta2^step; gain1, gain2 = 1 - beta1, 1 - beta2.
+__global__ void adam_ema(Leaves leaves, unsigned n, const float *clip, float rate, float correct2, float gain1, float gain2,
                          float eps, float weight) {
     unsigned leaf = 0;
     FOR(i, n) {
         while (i >= leaves.end[leaf]) leaf++;
         unsigned e = i - (leaf ? leaves.end[leaf - 1] : 0);
         float g = leaves.g[leaf][e] * *clip, *m = leaves.m[leaf] + e, *v = leaves.v[leaf] + e, *p = leaves.p[leaf] + e;
-        *m += beta1 * (g - *m);
-        *v += beta2 * (g * g - *v);
+        *m += gain1 * (g - *m);
+        *v += gain2 * (g * g - *v);
         *p -= rate * *m / (sqrtf(*v / correct2) + eps);
         leaves.ema[leaf][e] += weight * (*p - leaves.ema[leaf][e]);
     }

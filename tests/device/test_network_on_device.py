@@ -154,12 +154,11 @@ def test_the_fused_optimiser_equals_the_plain_one(gpu):
     for scale in 1.0, 0.25:
         host, device = (TrainingState.begin(some(where, 0)) for where in ("cpu", "cuda"))
         for step in 1, 2, 3:
-            gradient = some("cpu", step)
-            norm = fused.global_norm(some("cuda", step))
-            assert float(norm) == pytest.approx(optim.global_norm(gradient), rel=1e-6)
+            gradient, there = some("cpu", step), some("cuda", step)
+            assert float(fused.global_norm(there)) == pytest.approx(optim.global_norm(gradient), rel=1e-6)
             optim.adam(host.params, host.m, host.v, tree.map(lambda g, c=scale: g * np.float32(c), gradient), step, 0.01)
             optim.ema(host.ema, host.params, step, 0.9)
-            shuffled = {k: some("cuda", step)[k] for k in rng.permutation(list(gradient))}      # another order of keys
+            shuffled = {k: there[k] for k in rng.permutation(list(there))}                      # another order of keys
             fused.adam_ema(device, shuffled, step, 0.01, backend.to_device(np.float32(scale), "cuda"), 0.9)
         for name in "params", "m", "v", "ema":
             assert distance(getattr(device, name), getattr(host, name))[0] < 1e-6, name

@@ -1,7 +1,7 @@
 """What is written here about CuPy, looked up in CuPy: the names and keywords that minddpm uses, in versions 13.6 and 14.2.
 
 The snapshots of CuPy's interface, and the audit that reads sources against them, come with the tool that
-$MINDDPM_CUPY_ON_CPU names.
+the variable MINDDPM_CUPY_ON_CPU names.
 """
 
 import json
