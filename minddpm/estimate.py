@@ -5,6 +5,7 @@ import tracemalloc
 from dataclasses import asdict, replace
 
 from minddpm import backend, tree
+from minddpm.memory import TRAINING
 from minddpm.progress import clock
 from minddpm.run import prepare, workers_for
 from minddpm.train import TrainingState, draw_batch, gradient, train_step
@@ -31,24 +32,32 @@ def estimate(wanted):
     threads = told.threads or backend.cpu_count()
     one_part = replace(told, batch=min(told.batch, PART))
     batch = draw_batch(one_part, dataset, 1)
-    tracemalloc.start()
-    with workers_for(replace(told, threads=1), "cpu") as workers:
-        gradient(told.objective, cfg, told.schedule(), state.params, batch, workers)
-    _, part_bytes = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
+    part_bytes = {policy: _peak_bytes(told, cfg, state.params, batch, run) for policy, run in TRAINING.items()}
     measured = min(told.batch, PART * threads)
     seconds = seconds_per_step(replace(told, batch=measured), steps=2) * told.batch / measured
     weights = 4 * tree.size(state.params)
     parts = min(threads, -(-told.batch // PART))
-    memory = 4 * weights + weights + parts * part_bytes + dataset.train.nbytes + dataset.held_out.nbytes
+    fixed = 4 * weights + weights + dataset.train.nbytes + dataset.held_out.nbytes
+    memory = {policy: f"about {(fixed + parts * peak) / 2**20:,.0f} MB" for policy, peak in part_bytes.items()}
+    others = ", ".join(f"{amount} with --memory {policy}" for policy, amount in memory.items() if policy != told.memory)
     lines = [f"  {name:13} {value}" for name, value in asdict(told).items()]
     return "\n".join([
         "settings", *lines,
         f"data           {len(dataset.train)} images to train on, {len(dataset.held_out)} held out",
         f"parameters     {tree.size(state.params):,}",
-        f"memory         about {memory / 2**20:,.0f} MB",
+        f"memory         {memory[told.memory]} ({others})",
         f"time           about {seconds:.2g} s a step, {clock(seconds * told.steps)} in all, on {threads} threads",
     ])
+
+
+def _peak_bytes(told, cfg, params, batch, run):
+    """What the gradient of one part needs while one thread computes it."""
+    tracemalloc.start()
+    with workers_for(replace(told, threads=1), "cpu") as workers:
+        gradient(told.objective, cfg, told.schedule(), params, batch, workers, run=run)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
 
 
 def _throwaway(wanted):

@@ -21,3 +21,6 @@ def discard(f, *args):
     """Inference: there is no pullback, and what the block computed on its way is free as soon as it answers."""
     y, _ = f(*args)
     return y, None
+
+
+TRAINING = {"keep": keep, "checkpoint": checkpoint}         # the policies that have a pullback, by name

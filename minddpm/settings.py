@@ -8,6 +8,7 @@ from minddpm import files
 from minddpm.backend import DEVICES
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
+from minddpm.memory import TRAINING as MEMORY
 from minddpm.objective import OBJECTIVES
 from minddpm.unet import UNetConfig
 
@@ -61,6 +62,8 @@ class Settings:
                            choices=("beta", "beta_tilde", "learned"))
     seed: int = _setting("seed of everything random", 0, low=0, high=2**63 - 1)
     threads: int = _setting("worker threads; by default one a CPU", kind=int, low=1, high=4096)
+    memory: str = _setting("what blocks keep for the gradient: all they computed, or their inputs, to compute it again", "keep",
+                           choices=MEMORY)
     device: str = _setting("where to compute", "auto", choices=DEVICES)
     save_every: int = _setting("steps between two saves; 0: at the end only", 500, low=0, high=COUNT)
     sample_every: int = _setting("steps between two pictures of 16 samples; 0: none", kind=int, low=0, high=COUNT)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minddpm import backend, data, optim, tree
+from minddpm import backend, data, memory, optim, tree
 from minddpm.diffusion import q_sample
 from minddpm.errors import UserError
 from minddpm.layers import prepare
@@ -66,12 +66,12 @@ def draw_batch(settings, dataset, step, device="cpu"):
     return Batch(backend.to_device(x0, device), t, backend.to_device(eps, device), seeds)
 
 
-def gradient(objective, cfg, s, params, batch, workers, sigma2="beta", levels=256):
+def gradient(objective, cfg, s, params, batch, workers, sigma2="beta", levels=256, run=memory.keep):
     """Alg. 1, line 5.  The mean loss over the batch and its gradient, a tree like params.
 
         ∇_θ 1/B Σ_b ‖ε_b − ε_θ(√ᾱ_t x_0 + √(1 − ᾱ_t) ε_b, t_b)‖²         or another of the OBJECTIVES in its place
 
-    sigma2, levels: what the bound L needs besides, see Example.
+    sigma2, levels: what the bound L needs besides, see Example.  run: what the blocks keep, a policy of memory.py.
     The workers share params and take the batch in parts, whose gradients are added in a fixed order.
     """
     B = len(batch.x0)
@@ -81,7 +81,7 @@ def gradient(objective, cfg, s, params, batch, workers, sigma2="beta", levels=25
     def part_gradient(images):
         x0, t, eps, seeds = batch.part(images)
         x_t = q_sample(s, x0, t, eps)
-        output, unet_back = unet(cfg, prepared, x_t, t, seeds)
+        output, unet_back = unet(cfg, prepared, x_t, t, seeds, run)
         losses, loss_back = OBJECTIVES[objective](Example(s, x0, x_t, t, eps, sigma2, levels), output)
         _, dp = unet_back(loss_back(np.full_like(losses, 1 / B)))
         return losses.sum() / B, dp
@@ -108,7 +108,8 @@ def train_step(settings, cfg, s, state, batch, workers, levels=256):
     """
     step = state.step + 1
     lr = optim.learning_rate(step, settings.lr, settings.warmup, settings.lr_final, settings.steps)
-    loss, grad = gradient(settings.objective, cfg, s, state.params, batch, workers, settings.sigma2, levels)
+    run = memory.TRAINING[settings.memory]
+    loss, grad = gradient(settings.objective, cfg, s, state.params, batch, workers, settings.sigma2, levels, run)
     norm = optim.global_norm(grad)
     if not np.isfinite([loss, norm]).all():
         raise UserError(f"step {step}: the loss is {loss:g} and the gradient's norm {norm:g}, at learning rate {lr:g}; "

@@ -201,7 +201,7 @@ def test_train_says_where_it_is_and_how_to_go_on(capsys):
 def test_train_takes_every_setting(capsys):
     values = dict(data="digits", preset="tiny", steps=1, batch=3, lr=0.01, lr_final=0.001, warmup=2, grad_clip=0.5, ema=0.5,
                   dropout=0.1, flips=True, objective="simple", T=7, beta_schedule="quadratic", beta_1=0.001, beta_T=0.03,
-                  sigma2="beta_tilde", seed=3, threads=1, device="cpu", save_every=4, sample_every=0)
+                  sigma2="beta_tilde", seed=3, threads=1, memory="checkpoint", device="cpu", save_every=4, sample_every=0)
     assert values.keys() == {f.name for f in fields(Settings)}
     told = Settings(**values)
     said(capsys, *flags(told, "out"))
@@ -222,7 +222,9 @@ def test_dry_run_creates_nothing_on_the_disk(capsys, more):
     assert f"{tree.size(init(small(), 0)):,}" in out and "1618 images to train on, 179 held out" in out
     for f in fields(Settings):
         assert re.search(rf"^  {f.name} +\S", out, re.MULTILINE)
-    assert re.search(r"^memory +about \d+ MB$", out, re.MULTILINE)
+    kept, replayed = map(int, re.search(r"^memory +about (\d+) MB \(about (\d+) MB with --memory checkpoint\)$", out,
+                                        re.MULTILINE).groups())
+    assert replayed < kept
     assert re.search(r"^time +about \S+ s a step, (\d+:)?\d+:\d\d in all, on \d+ threads$", out, re.MULTILINE)
 
 

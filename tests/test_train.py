@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minddpm import data, optim, run, settings, train, tree
+from minddpm import blocks, data, optim, run, settings, train, tree
 from minddpm.diffusion import q_sample
 from minddpm.errors import UserError
 from minddpm.settings import Settings
@@ -232,6 +232,31 @@ def test_alg1_steps_against_the_literal_ones(grad_clip):
             assert metrics.grad_norm == pytest.approx(norm, rel=1e-9)                   # the norm before clipping
             for name in "params", "m", "v", "ema":
                 close(getattr(state, name), getattr(expected, name), 1e-6)
+
+
+def test_both_memory_policies_train_alike_to_the_last_bit():
+    states = []
+    for policy in "keep", "checkpoint":
+        cfg, told = small(), replace(TOLD, memory=policy)
+        states.append(TrainingState.begin(random_params(cfg, np.float32)))
+        with Workers(2) as workers:
+            train_step(told, cfg, told.schedule(), states[-1], draw_batch(told, DIGITS, 1), workers)
+    tree.map(np.testing.assert_array_equal, states[0].params, states[1].params)
+
+
+def test_checkpointing_replays_each_block(monkeypatch):
+    """The policy that the settings name is the one that runs: each block twice."""
+    calls = []
+    monkeypatch.setattr(blocks, "resblock", lambda *args, f=blocks.resblock: calls.append(args) or f(*args))
+    counts = {}
+    for policy in "keep", "checkpoint":
+        cfg, told = small(), replace(TOLD, memory=policy)
+        calls.clear()
+        with Workers(1) as workers:
+            state = TrainingState.begin(random_params(cfg, np.float32))
+            train_step(told, cfg, told.schedule(), state, draw_batch(told, DIGITS, 1), workers)
+        counts[policy] = len(calls)
+    assert counts["checkpoint"] == 2 * counts["keep"] > 0
 
 
 @pytest.mark.parametrize("grad_clip, scale", [(1e6, 1.0), (5.0, 1.0), (2.5, 0.5), (0.05, 0.01), (0.0, 0.0)])
