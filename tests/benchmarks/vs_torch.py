@@ -2,7 +2,9 @@
 
 Each side lives in a process of its own and runs only in its turns, strictly one after the other, each turn only after the
 machine has been idle for a moment.  Both begin with the same weights, batches and noise, and unless their results agree
-the benchmark fails.  PyTorch runs eager, in NCHW and in channels_last; the better of the two counts.
+the benchmark fails.  PyTorch runs eager, in NCHW and in channels_last; the better of the two counts.  There is no dropout: the
+two sides would draw different masks.  OPENBLAS_CORETYPE, where a machine sets it, is not passed on to either side: it makes
+NumPy compute with another processor's kernels.
 """
 
 import argparse
@@ -215,6 +217,8 @@ def main():
     if unknown := set(args.workloads) - set(WORKLOADS):
         parser.error(f"unknown workload {min(unknown)}; expected some of {', '.join(WORKLOADS)}")
 
+    for name in "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE":
+        os.environ.pop(name, None)
     import numpy
     import torch
     with open("/proc/cpuinfo") as f:
