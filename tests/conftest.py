@@ -1,7 +1,7 @@
 """--backend: what CuPy is in tests/device/.
 
     pytest                      `standin`, a strict stand-in of our own; no CuPy needed
-    pytest --backend emu        real CuPy on the CPU, by the tool that the variable MINDDPM_CUPY_ON_CPU names; its tests in tests/device/
+    pytest --backend emu        real CuPy on the CPU, by the tool that MINDDPM_CUPY_ON_CPU names; its tests in tests/device/
     pytest --backend cupy       real CuPy on a GPU
 """
 

@@ -2,7 +2,8 @@
 
 Each side lives in a process of its own and runs only in its turns, strictly one after the other, each turn only after the
 machine has been idle for a moment.  Both begin with the same weights, batches and noise, and unless their results agree
-the benchmark fails.  PyTorch runs eager, in NCHW and in channels_last; the better of the two counts.
+the benchmark fails.  PyTorch runs eager, in NCHW and in channels_last; the better of the two counts.  There is no dropout: the
+two sides would draw different masks.
 """
 
 import argparse
