@@ -99,7 +99,7 @@ def prepare(params, side, each=map, training=False):
     ready = tree.map(lambda a: a, params)
     for p in each(_prepare_conv, list(_convs(ready, side))):
         if training and "winograd" in p:
-            p["keep_points"] = np.True_
+            p["keep_points"] = np.bool_(True)
     return ready
 
 
