@@ -178,6 +178,7 @@ def module():
     cupy = ModuleType("cupy")
     cupy.__version__, cupy.ndarray, cupy.asarray = "14.2.0", ndarray, asarray
     cupy.arange = lambda n, dtype: device(np.arange(n, dtype=dtype))
+    cupy.get_default_memory_pool = lambda: SimpleNamespace(free_all_blocks=lambda: None, total_bytes=lambda: 0)
     cupy.cuda = SimpleNamespace(runtime=SimpleNamespace(getDeviceCount=lambda: 1, memGetInfo=lambda: (2**33, 2**33)))
     return cupy
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minddpm import backend, cli, coding, run, tree
+from minddpm import backend, cli, coding, estimate, run, tree
 from minddpm.data import load as load_data
 from minddpm.data import scale
 from minddpm.diffusion import Schedule
@@ -97,6 +97,16 @@ def test_images_are_sent_with_a_network_on_the_device(gpu):
     codec = coding.calibrate(model.schedule, eps_theta, x0, 17)
     *_, last = coding.receive(codec, coding.send(codec, x0).message)
     np.testing.assert_array_equal(last.x_t, x0)
+
+
+def test_the_dry_run_measures_the_device_that_it_speaks_of(gpu, monkeypatch):
+    places, real = [], estimate.train_step
+    monkeypatch.setattr(estimate, "train_step", lambda told, cfg, s, state, batch, workers: (
+        places.append([backend.is_cuda(a) for a in (batch.x0, state.params["conv_in"]["bias"])]),
+        real(told, cfg, s, state, batch, workers))[1])
+    text = estimate.estimate(replace(TOLD, device="cuda", dropout=0.0))
+    assert places == [[True, True]] * 2 and re.search(r"^time .* in all, on the GPU$", text, re.MULTILINE)
+    assert "on the GPU" not in estimate.estimate(replace(TOLD, device="cpu")) and places[2:] == [[False, False]] * 2
 
 
 def test_the_command_line_trains_samples_and_evaluates_on_the_device(gpu, tmp_path, capsys):
