@@ -8,6 +8,7 @@ Each step is computed in a process of its own, whose peak memory the kernel tell
 import argparse
 import json
 import multiprocessing
+import os
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -92,6 +93,8 @@ def main():
     parser.add_argument("--json", metavar="F", help="write the numbers to F")
     parser.add_argument("--plot", metavar="F", help="draw them into F")
     args = parser.parse_args()
+    for name in "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE":        # as in vs_torch.py, for the processes that compute
+        os.environ.pop(name, None)
     rows = {}
     print("| variable | value | ms a step | peak MB |\n|---|---|---|---|")
     for variable, values in SIZES.items():
