@@ -57,6 +57,15 @@ def test_float32_error_within_ten_times_the_plain_layers(shape, offset):
         assert found.dtype == np.float32 and ours < 10 * theirs
 
 
+def test_an_image_that_is_a_view_of_another_layout_is_right():
+    """NHWC seen through a transpose: `empty_like` would take over the order of its axes."""
+    p, x, dy, groups = draw(SHAPES[0])
+    x_view, dy_view = (np.ascontiguousarray(a.transpose(0, 3, 1, 2)).transpose(0, 2, 3, 1) for a in (x, dy))
+    assert not x_view.flags.c_contiguous
+    for name, expected in both(fused_norm_swish, p, x, dy, groups).items():
+        np.testing.assert_allclose(both(fused_norm_swish, p, x_view, dy_view, groups)[name], expected, rtol=0, atol=1e-13)
+
+
 def test_large_and_negative_numbers_are_finite():
     p = {"weight": np.full(2, 200, np.float32), "bias": np.zeros(2, np.float32)}
     x = np.linspace(-1, 1, 32, dtype=np.float32).reshape(1, 4, 4, 2)

@@ -19,7 +19,7 @@ def fused_norm_swish(p, x, groups, eps=1e-6):
     """
     gamma, beta = p["weight"], p["bias"]
     B, H, W, C = x.shape
-    y, f = np.empty_like(x), np.empty_like(x)
+    y, f = np.empty_like(x, order="C"), np.empty_like(x, order="C")
     images = max(1, round(BLOCK / (H * W * C)))
     blocks = [slice(b, b + images) for b in range(0, B, images)]
 
@@ -56,7 +56,7 @@ def fused_norm_swish(p, x, groups, eps=1e-6):
     #       dx = r [ γ dn − mean(γ dn) − x̂ mean(γ dn x̂) ]
     # dx = a dn + q z + q d − r mean(γ dn),   q = −r² mean(γ dn x̂):  again a scaling and a shift for each channel.
     def fused_norm_swish_back(dy):
-        dx, dgamma, dbeta = np.empty_like(x), np.zeros_like(gamma), np.zeros_like(beta)
+        dx, dgamma, dbeta = np.empty_like(x, order="C"), np.zeros_like(gamma), np.zeros_like(beta)
         for block, (c, d, r) in zip(blocks, statistics, strict=True):
             dn = rows(y[block]) - 1
             dn /= rows(f[block])
