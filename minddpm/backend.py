@@ -138,23 +138,22 @@ def free_memory(device):
     """Give back what nobody uses on "cpu" or "cuda": cycles of dead objects, and the blocks that CuPy's pool keeps for later."""
     gc.collect()
     if device == "cuda":
-        sys.modules["cupy"].get_default_memory_pool().free_all_blocks()
+        cupy().get_default_memory_pool().free_all_blocks()
 
 
 def pool_bytes():
     """The bytes of the GPU that CuPy's pool holds; since the last free_memory it has only grown."""
-    return sys.modules["cupy"].get_default_memory_pool().total_bytes()
+    return cupy().get_default_memory_pool().total_bytes()
 
 
 def gpu():
     """{fact: value} about the GPU that `probe` believes in, its driver and CuPy, for a report."""
-    cupy = sys.modules["cupy"]
-    runtime, version = cupy.cuda.runtime, "{0[0]}.{0[1]}".format
+    runtime, version = cupy().cuda.runtime, "{0[0]}.{0[1]}".format
     first = runtime.getDeviceProperties(0)
     return {"GPU": f"{first['name'].decode()}, {first['totalGlobalMem'] / 2**30:.1f} GB, "
                    f"compute capability {first['major']}.{first['minor']}",
             "driver": f"for CUDA {version(divmod(runtime.driverGetVersion() // 10, 100))}",
-            "CuPy": f"{cupy.__version__}, CUDA runtime {version(divmod(runtime.runtimeGetVersion() // 10, 100))}"}
+            "CuPy": f"{cupy().__version__}, CUDA runtime {version(divmod(runtime.runtimeGetVersion() // 10, 100))}"}
 
 
 def fast():

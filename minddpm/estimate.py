@@ -86,16 +86,18 @@ def _cost_of_a_part(trial, run):
             float(loss)
             return time.perf_counter() - start
 
-        peak = _peak_on_gpu if device == "cuda" else _peak_on_cpu
+        peak = _peak_on_gpu if device == "cuda" else peak_on_cpu
         return peak(compute), min(compute() for _ in range(2))
 
 
-def _peak_on_cpu(compute):
+def peak_on_cpu(compute):
+    """The bytes that compute() held at most, over what was there before."""
     tracemalloc.start()
-    compute()
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    return peak
+    try:
+        compute()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
 
 
 def _peak_on_gpu(compute):

@@ -27,7 +27,7 @@ from minddpm.likelihood import prior_warning
 from minddpm.model import Model, save
 from minddpm.objective import OBJECTIVES
 from minddpm.progress import Progress
-from minddpm.train import TrainingState, draw, gradient, place, train_step
+from minddpm.train import TrainingState, draw, place, told_gradient, train_step
 from minddpm.unet import init
 from minddpm.workers import Workers
 
@@ -123,8 +123,8 @@ def train(run):
                 batch = place(next(draws), told, run.dataset, run.device)
                 unread[state.step] = proposing(
                     lambda batch=batch: train_step(told, cfg, s, state, batch, workers, levels), told.batch,
-                    lambda images, batch=batch: gradient(told.objective, cfg, s, state.params, batch.part(slice(images)), workers,
-                                                         told.sigma2, levels), run.device, "training")
+                    lambda images, batch=batch: told_gradient(told, cfg, s, state.params, batch.part(slice(images)), workers,
+                                                              levels), run.device, "training")
                 stop = stopped.is_set()
                 if stop or any(n and state.step % n == 0 for n in every):
                     read = [metrics.read(step) for step, metrics in unread.items()]

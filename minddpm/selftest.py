@@ -3,7 +3,6 @@
 import platform
 import time
 import traceback
-import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ import minddpm
 from minddpm import backend, fitting, tree
 from minddpm.checks import checks, weights
 from minddpm.data import Dataset
+from minddpm.estimate import peak_on_cpu
 from minddpm.model import Model
 from minddpm.run import workers_for
 from minddpm.sample import in_parallel
@@ -106,14 +106,10 @@ def measure(preset, batch, device):
             return state.params["conv_in"]["bias"]
 
         training = fastest(train)
-        if device == "cpu":
-            tracemalloc.start()
-            train()
-            memory = tracemalloc.get_traced_memory()[1]
-            tracemalloc.stop()
+        memory = peak_on_cpu(train) if device == "cpu" else 0
         eps_theta = in_parallel(Model(cfg, state.ema, s).eps_theta, workers)
         sampling = fastest(lambda: eps_theta(x, 500))
-    return training, sampling, backend.pool_bytes() if device == "cuda" else memory
+    return training, sampling, memory or backend.pool_bytes()
 
 
 def fastest(f, times=3):

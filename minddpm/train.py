@@ -135,6 +135,11 @@ def _add_to(total, g):
     total += g
 
 
+def told_gradient(settings, cfg, s, params, batch, workers, levels):
+    """Alg. 1, line 5.  `gradient` with the loss, the σ_t² and the memory policy of the settings."""
+    return gradient(settings.objective, cfg, s, params, batch, workers, settings.sigma2, levels, TRAINING[settings.memory])
+
+
 def train_step(settings, cfg, s, state, batch, workers, levels=256):
     """Alg. 1.  One gradient step with Adam on `state`, in place -> Metrics.  levels: how many values a datum has.
 
@@ -144,8 +149,7 @@ def train_step(settings, cfg, s, state, batch, workers, levels=256):
     """
     step = state.step + 1
     lr = optim.learning_rate(step, settings.lr, settings.warmup, settings.lr_final, settings.steps)
-    loss, grad = gradient(settings.objective, cfg, s, state.params, batch, workers, settings.sigma2, levels,
-                          TRAINING[settings.memory])
+    loss, grad = told_gradient(settings, cfg, s, state.params, batch, workers, levels)
     kernels = fused.fits(grad)
     norm = (fused if kernels else optim).global_norm(grad)
     metrics = Metrics(loss, norm, lr)

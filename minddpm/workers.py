@@ -96,14 +96,16 @@ class Workers:
 
 
 def _keep_freed_memory(keep):
-    """Whether glibc keeps freed arrays below 32 MB, or gives what is above its usual 128 kB back.  Elsewhere than on Linux with
-    glibc: nothing."""
+    """Whether glibc keeps freed arrays below 32 MB, or gives what is above its usual 128 kB back.
+
+    Told once, glibc no longer adapts these sizes by itself.  Elsewhere than on Linux with glibc: nothing.
+    """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):
         return
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3                    # their numbers in malloc.h
     libc.mallopt(mmap_threshold, 2**25 if keep else 2**17)
     libc.mallopt(trim_threshold, 2**31 - 1 if keep else 2**17)
-    libc.mallopt(top_pad, 2**26 if keep else 0)
+    libc.mallopt(top_pad, 2**26 if keep else 2**17)
     if not keep:
         libc.malloc_trim(0)

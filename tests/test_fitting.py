@@ -5,13 +5,14 @@ import os
 import subprocess
 import sys
 import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from test_train import small
 
 import minddpm
-from minddpm import backend, cli, fitting, generate, run, settings, train, unet
+from minddpm import backend, cli, fitting, generate, memory, run, settings, train, unet
 from minddpm.errors import UserError
 from minddpm.settings import Settings
 from minddpm.workers import Workers
@@ -47,6 +48,15 @@ def test_training_out_of_memory_proposes_a_batch_that_fits(tmp_path, monkeypatch
         run.train(run.begin(tmp_path / "run", TOLD))
     assert str(e.value) == (f"out of memory while training with --batch 16 ({type(error).__name__}: {error}); {fits}; "
                             "nothing had been saved yet")
+
+
+@pytest.mark.parametrize("policy", memory.TRAINING)
+def test_the_batch_that_is_proposed_was_tried_under_the_memory_policy_of_the_run(tmp_path, monkeypatch, policy):
+    tried, network = [], memory_for(4)
+    monkeypatch.setattr(train, "unet", lambda *args: (tried.append((len(args[2]), args[5])), network(*args))[1])
+    with pytest.raises(UserError, match="--batch 4 fits"):
+        run.train(run.begin(tmp_path / "run", replace(TOLD, memory=policy)))
+    assert tried == [(n, memory.TRAINING[policy]) for n in (16, 8, 4)]
 
 
 def test_training_out_of_memory_keeps_what_was_saved_and_trains_with_the_batch_it_proposed(tmp_path, monkeypatch, capsys):

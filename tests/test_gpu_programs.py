@@ -70,6 +70,6 @@ def test_benchmark_compares_the_better_layout_of_torch_without_the_warm_up(progr
     slow_start = [9.0] * bench.WARM_UP
     measured = {"minddpm": ([0.02, 0.04, 0.03], 100), "torch": ([0.05, 0.05, 0.05], 300),
                 "torch channels_last": ([0.01, 0.06, 0.06], 200)}
-    sides = {name: SimpleNamespace(seconds=slow_start + seconds, memory=memory) for name, (seconds, memory) in measured.items()}
+    sides = {name: SimpleNamespace(wall=slow_start + seconds, memory=memory) for name, (seconds, memory) in measured.items()}
     assert bench.row("demo-train", "tf32", sides) == "| demo-train | tf32 | 20.0 | 10.0 | **0.50** | 2.00 | 100 | 200 |"
     assert bench.WORKLOADS["cifar-train-128"] == ("cifar10", 128, "train")

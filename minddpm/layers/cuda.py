@@ -13,6 +13,7 @@ import numpy as np
 from minddpm import backend
 
 THREADS = 256               # a block
+MOST_THREADS = 1024         # a block at most, as in kernels.cu
 BLOCKS = 4096               # a grid at most: kernels stride over what is left
 WORKSPACE = 256 * 2**20     # bytes of patches that a convolution makes at a time
 
@@ -92,6 +93,11 @@ def conv2d(p, x, stride=1):
 
 
 # Group normalisation ---------------------------------------------------------------------------------------------------------
+
+
+def norm_fits(p, x, groups):
+    """Whether `group_norm` is for these arrays: `fits`, and a group's channels have a thread each in one block."""
+    return fits(x, p["weight"]) and x.shape[-1] // groups <= MOST_THREADS
 
 
 def group_norm(p, x, groups, eps=1e-6, swish=False):

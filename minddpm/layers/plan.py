@@ -35,7 +35,7 @@ def dropout(x, rate, seeds, layer):
 
 def group_norm(p, x, groups, eps=1e-6):
     """App. B.  Group normalisation, see norm.py."""
-    return (cuda.group_norm if cuda.fits(x, p["weight"]) else plain_group_norm)(p, x, groups, eps)
+    return (cuda.group_norm if cuda.norm_fits(p, x, groups) else plain_group_norm)(p, x, groups, eps)
 
 
 def swish(x):
@@ -55,7 +55,7 @@ def conv3x3(p, x):
 
 def norm_swish(p, x, groups, eps=1e-6):
     """App. B.  y = swish(group_norm(p, x)), which always stand together.  x (B,H,W,C) -> y (B,H,W,C).  Back: dy -> dx, dp."""
-    if cuda.fits(x, p["weight"]):
+    if cuda.norm_fits(p, x, groups):
         return cuda.group_norm(p, x, groups, eps, swish=True)
     one = plain_norm_swish if backend.is_cuda(x) or not backend.fast() else fused_norm_swish
     return one(p, x, groups, eps)

@@ -7,18 +7,15 @@ uploaded within the time, on both sides.  We have had no GPU to run it on.
 """
 
 import argparse
-import multiprocessing
 import os
 import statistics
 import sys
 import time
 from datetime import date
-from types import SimpleNamespace
 
 import vs_torch
 
 WORKLOADS = vs_torch.WORKLOADS | {"cifar-train-128": ("cifar10", 128, "train"), "cifar-sample-64": ("cifar10", 64, "sample")}
-SIDES = ("minddpm", "torch", "torch channels_last")
 WARM_UP = 5
 AGREE = {"float32": vs_torch.AGREE, "tf32": 3e-2}       # TF32 has 10 bits of mantissa
 
@@ -92,33 +89,21 @@ def serve(pipe, side, workload, precision):
 
 def measure(workload, precision, rounds):
     """{side: its times, values and memory} of one workload.  SystemExit where the sides disagree."""
-    context, sides = multiprocessing.get_context("spawn"), {}
-    for name in SIDES:
-        mine, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, name, workload, precision), daemon=True)
-        process.start()
-        assert mine.recv() == "ready"
-        sides[name] = SimpleNamespace(pipe=mine, process=process, seconds=[], values=[])
+    sides = vs_torch.started(serve, workload, precision)
     for number in range(WARM_UP + rounds):
         for side in sides.values():
             side.pipe.send(number)
             seconds, value = side.pipe.recv()
-            side.seconds.append(seconds)
+            side.wall.append(seconds)
             side.values.append(value)
-    for name, side in sides.items():
-        side.pipe.send(None)
-        side.memory = side.pipe.recv()
-        side.process.join()
-        for ours, theirs in zip(sides["minddpm"].values[:3], side.values[:3], strict=True):
-            if not abs(ours - theirs) <= AGREE[precision] * abs(theirs):
-                sys.exit(f"{workload}, {precision}: minddpm computes {ours!r} where {name} computes {theirs!r}")
+    vs_torch.ended(sides, f"{workload}, {precision}", AGREE[precision])
     return sides
 
 
 def row(workload, precision, sides):
     """One line of the table: the better layout of PyTorch over minddpm; above 1 minddpm is faster."""
-    times = {name: side.seconds[WARM_UP:] for name, side in sides.items()}
-    best = min(SIDES[1:], key=lambda name: min(times[name]))
+    times = {name: side.wall[WARM_UP:] for name, side in sides.items()}
+    best = min(vs_torch.SIDES[1:], key=lambda name: min(times[name]))
     ours, theirs = times["minddpm"], times[best]
     memory = f"{sides['minddpm'].memory:.0f} | {sides[best].memory:.0f}"
     return (f"| {workload} | {precision} | {1e3 * min(ours):.1f} | {1e3 * min(theirs):.1f} | **{min(theirs) / min(ours):.2f}** | "

@@ -8,12 +8,12 @@ Each step is computed in a process of its own, whose peak memory the kernel tell
 import argparse
 import json
 import multiprocessing
-import os
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from vs_torch import peak_mb, unset_openblas
 
 from minddpm.diffusion import Schedule
 from minddpm.settings import Settings
@@ -25,7 +25,7 @@ SIZES = {"batch": (8, 16, 32, 64, 128), "width": (16, 32, 64, 128), "image size"
 
 
 def case(variable, value):
-    """The network and batch for one point: `medium` on 32×32 images, B = 16, but for the variable."""
+    """The network and batch for one point: `medium` on 32×32 images, B = 16 (4 where their size varies), but for the variable."""
     width, size = (value if variable == name else default for name, default in (("width", 32), ("image size", 32)))
     cfg = replace(UNetConfig.medium(), image_size=size, widths=(width, 2 * width, 2 * width))
     return cfg, value if variable == "batch" else 16 if variable == "width" else 4
@@ -45,17 +45,13 @@ def cost(cfg, batch, threads, steps, pipe):
     pipe.send((min(times), peak_mb() - before))
 
 
-def peak_mb():
-    with open("/proc/self/status") as f:
-        return next(int(line.split()[1]) / 1024 for line in f if line.startswith("VmHWM"))
-
-
 def apart(*args):
     """`cost` in a process of its own."""
     context = multiprocessing.get_context("spawn")
     mine, theirs = context.Pipe()
     process = context.Process(target=cost, args=(*args, theirs))
     process.start()
+    theirs.close()
     numbers = mine.recv()
     process.join()
     return numbers
@@ -93,8 +89,7 @@ def main():
     parser.add_argument("--json", metavar="F", help="write the numbers to F")
     parser.add_argument("--plot", metavar="F", help="draw them into F")
     args = parser.parse_args()
-    for name in "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE":        # as in vs_torch.py, for the processes that compute
-        os.environ.pop(name, None)
+    unset_openblas()
     rows = {}
     print("| variable | value | ms a step | peak MB |\n|---|---|---|---|")
     for variable, values in SIZES.items():

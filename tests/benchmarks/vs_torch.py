@@ -143,8 +143,19 @@ def serve(pipe, side, workload, threads, compiled):
         wall, cpu = time.perf_counter(), time.process_time()
         value = step(number)
         pipe.send((time.perf_counter() - wall, time.process_time() - cpu, value))
+    pipe.send(peak_mb())
+
+
+def peak_mb():
+    """The most memory that this process has held, libraries included."""
     with open("/proc/self/status") as f:
-        pipe.send(next(int(line.split()[1]) / 1024 for line in f if line.startswith("VmHWM")))
+        return next(int(line.split()[1]) / 1024 for line in f if line.startswith("VmHWM"))
+
+
+def unset_openblas():
+    """For the processes to come: where a machine sets these, OpenBLAS does not use the CPU that it runs on."""
+    for name in "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE":
+        os.environ.pop(name, None)
 
 
 def idle(seconds=0.2, busy=0.04, patience=120):
@@ -164,16 +175,33 @@ def idle(seconds=0.2, busy=0.04, patience=120):
             return share
 
 
-def measure(workload, rounds, threads, compiled):
-    """{side: numbers} for one workload.  SystemExit where the sides disagree."""
-    context = multiprocessing.get_context("spawn")
-    sides = {}
+def started(serve, *args):
+    """{side: its process, which runs serve(pipe, side, *args), and its pipe}, when all are ready."""
+    context, sides = multiprocessing.get_context("spawn"), {}
     for side in SIDES:
         mine, theirs = context.Pipe()
-        process = context.Process(target=serve, args=(theirs, side, workload, threads, compiled), daemon=True)
+        process = context.Process(target=serve, args=(theirs, side, *args), daemon=True)
         process.start()
+        theirs.close()                                      # so that a process that dies is an EOFError here
         assert mine.recv() == "ready"
         sides[side] = SimpleNamespace(pipe=mine, process=process, wall=[], cpu=[], values=[])
+    return sides
+
+
+def ended(sides, workload, tolerance):
+    """End the sides and note each one's memory.  SystemExit where the numbers of the first three steps do not agree."""
+    for name, side in sides.items():
+        side.pipe.send(None)
+        side.memory = side.pipe.recv()
+        side.process.join()
+        for ours, theirs in zip(sides["minddpm"].values[:3], side.values[:3], strict=True):
+            if not abs(ours - theirs) <= tolerance * abs(theirs):
+                sys.exit(f"{workload}: minddpm computes {ours!r} where {name} computes {theirs!r}")
+
+
+def measure(workload, rounds, threads, compiled):
+    """{side: numbers} for one workload.  SystemExit where the sides disagree."""
+    sides = started(serve, workload, threads, compiled)
     busiest = 0.0
     for number in range(-3, rounds):                        # three steps to warm up and compare
         for side in sides.values():
@@ -185,13 +213,7 @@ def measure(workload, rounds, threads, compiled):
             if number >= 0:
                 side.wall.append(wall)
                 side.cpu.append(cpu)
-    for name, side in sides.items():
-        side.pipe.send(None)
-        side.memory = side.pipe.recv()
-        side.process.join()
-        for ours, theirs in zip(sides["minddpm"].values[:3], side.values[:3], strict=True):
-            if not abs(ours - theirs) <= AGREE * abs(theirs):
-                sys.exit(f"{workload}: minddpm computes {ours!r} where {name} computes {theirs!r}")
+    ended(sides, workload, AGREE)
     return {name: {"min": min(side.wall), "median": statistics.median(side.wall), "cpu": min(side.cpu), "memory_mb": side.memory}
             for name, side in sides.items()} | {"busiest": busiest}
 
@@ -216,8 +238,7 @@ def main():
     if unknown := set(args.workloads) - set(WORKLOADS):
         parser.error(f"unknown workload {min(unknown)}; expected some of {', '.join(WORKLOADS)}")
 
-    for name in "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE":        # where a machine sets them, OpenBLAS does not use its CPU
-        os.environ.pop(name, None)
+    unset_openblas()
     import numpy
     import torch
     with open("/proc/cpuinfo") as f:

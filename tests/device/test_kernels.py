@@ -47,20 +47,17 @@ TWINS = {       # kernels' function, plain twin, arguments
     **{f"group_norm {B}x{H}x{W}x{C} groups={groups}":
        (cuda.group_norm, plan.plain_group_norm, (norm_params(C), draw(B, H, W, C), groups))
        for B, H, W, C, groups in [(2, 3, 5, 6, 2), (1, 1, 3, 4, 1), (3, 7, 5, 9, 3), (2, 9, 9, 70, 5), (1, 3, 2, 600, 2)]},
-    "norm_swish": (lambda p, x: cuda.group_norm(p, x, 3, swish=True), lambda p, x: norm_swish(p, x, 3),
+    "norm_swish": (lambda p, x: cuda.group_norm(p, x, 3, swish=True), lambda p, x: plan.plain_norm_swish(p, x, 3),
                    (norm_params(9), draw(3, 7, 5, 9))),
+    **{f"{layer.__name__} of {C} channels in a group": (layer, plain, (norm_params(C), draw(2, 1, 3, C), 1))
+       for layer, plain in ((plan.group_norm, plan.plain_group_norm), (plan.norm_swish, plan.plain_norm_swish))
+       for C in (1024, 1030)},
     "swish": (cuda.swish, plan.plain_swish, (100 * draw(4, 333),)),
     **{f"attention {T} tokens": (cuda.attention, plan.plain_attention, tuple(3 * draw(2, T, 7, seed=n) for n in range(3)))
        for T in (1, 5, 49, 300)},
     "dropout": (lambda x: cuda.dropout(x, 0.3, there(SEEDS), 7), lambda x: plan.plain_dropout(x, 0.3, SEEDS, 7),
                 (draw(3, 5, 7, 3),)),
 }
-
-
-def norm_swish(p, x, groups):
-    n, norm_back = plan.plain_group_norm(p, x, groups)
-    y, swish_back = plan.plain_swish(n)
-    return y, lambda dy: norm_back(swish_back(dy))
 
 
 def equal_their_twins(name):

@@ -22,9 +22,9 @@ pytestmark = pytest.mark.skipif(not TOOL.is_dir(), reason=MISSING)
 SNAPSHOTS = sorted(TOOL.glob("cupy_api_*.json"))
 
 # The sources whose NumPy calls meet device arrays
-SOURCES = """ahead blocks bound diffusion fused gaussian layers/attention layers/conv layers/cuda layers/dropout layers/embedding
-    layers/linear layers/norm layers/plan layers/swish layers/upsample likelihood memory objective optim reverse sample score
-    train tree unet""".split()
+SOURCES = """ahead blocks bound data diffusion fused gaussian layers/attention layers/conv layers/cuda layers/dropout
+    layers/embedding layers/linear layers/norm layers/plan layers/swish layers/upsample likelihood memory objective optim
+    reverse sample score train tree unet""".split()
 
 # What the audit cannot know: complaints about these lines are answered here
 ON_THE_HOST = {

@@ -38,6 +38,10 @@ def test_a_run_is_the_hosts_and_its_losses_are_read_when_they_are_due(gpu, tmp_p
     host, there = (load(tmp_path / device).params for device in ("cpu", "cuda"))
     for a, b in zip(tree.leaves(there), tree.leaves(host), strict=True):
         np.testing.assert_allclose(a, b, rtol=0, atol=12 * 2 * 1e-4)
+    begun = run.begin(tmp_path / "begun", replace(TOLD, device="cpu")).state.params
+    moved = [np.concatenate([(a - b).ravel() for a, b in zip(tree.leaves(params), tree.leaves(begun), strict=True)])
+             for params in (there, host)]
+    assert np.linalg.norm(moved[0] - moved[1]) < 1e-3 * np.linalg.norm(moved[1])                  # the way, not where it began
 
 
 def test_a_run_goes_on_on_the_device_as_if_it_had_not_stopped(gpu, tmp_path):
