@@ -1,6 +1,6 @@
 """The bound L as a training loss (Sec. 3): the term that t picks, and its gradient with respect to p_θ's mean and log-variance.
 
-x arrays are (B, ..., C) float64 on the host, where scipy's normal distribution is; t is the paper's t, (B,).
+x arrays are (B, ..., C) float64; t is the paper's t, (B,).
 """
 
 import math
@@ -23,18 +23,19 @@ def bound_term(s, x0, x_t, t, mean, log_var, levels=256):
     log_var = np.broadcast_to(log_var, mean.shape)
     mu_tilde, _ = q_posterior(s, x0, x_t, t)
     beta_tilde = per_image(s.sigma2("beta_tilde")[t], mean)              # not 0 at t = 1, where L_0 takes the KL's place
-    first = t == 1
-    nats, kl_back = kl_to(mu_tilde, beta_tilde, mean, log_var)
-    nats[first], nll_back = decoder_nll(x0[first], mean[first], log_var[first], levels)
+    column = (-1,) + (1,) * (mean.ndim - 1)
+    first = np.asarray(t == 1, like=mean).reshape(column)
+    L_t, kl_back = kl_to(mu_tilde, beta_tilde, mean, log_var)
+    L_0, nll_back = decoder_nll(x0, mean, log_var, levels)
+    nats = np.where(first, L_0, L_t)
     bits_a_dim = 1 / (math.log(2) * nats[0].size)
     loss = nats.reshape(len(nats), -1).sum(axis=1) * bits_a_dim
-    column = (-1,) + (1,) * (nats.ndim - 1)
 
     def bound_term_back(dloss):
         dnats = np.broadcast_to((dloss * bits_a_dim).reshape(column), mean.shape)
-        dmean, dlog_var = kl_back(dnats)
-        dmean[first], dlog_var[first] = nll_back(dnats[first])
-        return dmean, dlog_var
+        dmean_t, dlog_var_t = kl_back(dnats)
+        dmean_0, dlog_var_0 = nll_back(dnats)
+        return np.where(first, dmean_0, dmean_t), np.where(first, dlog_var_0, dlog_var_t)
 
     return loss, bound_term_back
 

@@ -111,8 +111,8 @@ def released_distortion(model, images, levels, seed, workers, device="cpu"):
     for k in range(0, len(images), BATCH):
         x0 = backend.to_device(data.scale(images[k:k + BATCH], levels), device)
         eps = np.asarray(np.random.default_rng([seed, k, 1]).standard_normal(x0.shape), like=x0)
-        L_0.append(reverse_term(model.schedule, eps_theta, x0, 1, eps, model.sigma2, model.clip, model.predicts, levels,
-                                decoder_var=float(model.schedule.beta_tilde[2]))[0])
+        L_0.append(backend.to_host(reverse_term(model.schedule, eps_theta, x0, 1, eps, model.sigma2, model.clip, model.predicts,
+                                                levels, decoder_var=float(model.schedule.beta_tilde[2]))[0]))
     return np.concatenate(L_0)
 
 

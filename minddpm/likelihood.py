@@ -1,7 +1,7 @@
 """The variational bound on −log p_θ(x_0), term by term, in bits/dim (Sec. 2, 3.3, 4.3, App. A).
 
-A bit/dim is a nat / (D ln 2), where an image has D numbers.  Everything is computed in float64 from x_0 on; the network sees
-x_t in x_0's own dtype.  Results are float64 on the host, whatever the device of x_0.
+A bit/dim is a nat / (D ln 2), where an image has D numbers.  Everything is computed in float64 from x_0 on, where x_0 is; the
+network sees x_t in x_0's own dtype.  A term stays on x_0's device, which is not waited for; a whole bound comes to the host.
 """
 
 import math
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minddpm.backend import to_host
+from minddpm.backend import is_cuda, to_host
 from minddpm.diffusion import q_marginal, q_posterior, q_sample, q_step
 from minddpm.gaussian import discretized_log_likelihood, kl, log_density
 from minddpm.reverse import p_theta
@@ -56,12 +56,12 @@ def vlb(s, eps_theta, x0, rng, sigma2="beta", clip=True, on_step=lambda t: None,
     variance is s.sigma2(sigma2)[1]: β_1 for "beta", β̃_2 for "beta_tilde"; the released code has β̃_2 for both, which
     decoder_var=s.beta_tilde[2] reproduces.  on_step(t) is called after each of the T steps.
     """
-    L, mse = np.zeros((2, len(x0), s.T + 1))
+    L, mse = np.zeros((2, len(x0), s.T + 1), like=x0)
     L[:, s.T] = prior_term(s, x0)
     for t in range(s.T, 0, -1):
         L[:, t - 1], mse[:, t] = reverse_term(s, eps_theta, x0, t, _normal(rng, x0), sigma2, clip, **decoder)
         on_step(t)
-    return Bound(L, mse)
+    return Bound(to_host(L), to_host(mse))
 
 
 def prior_term(s, x0):
@@ -75,16 +75,17 @@ def reverse_term(s, eps_theta, x0, t, eps, sigma2="beta", clip=True, predicts="e
 
         L_{t−1} = KL( q(x_{t−1} | x_t, x_0) ‖ p_θ(x_{t−1} | x_t) )   for t > 1        L_0 = −log p_θ(x_0 | x_1)
 
-    t is an int, or an int array (B,) of numbers above 1.  eps_theta(x_t, t) is the network's output, ε_θ unless `predicts`
-    says otherwise; sigma2 ("learned" too), clip, predicts: see p_theta.  levels, cdf: see discretized_log_likelihood.
+    t is an int, or an int array (B,) of numbers above 1, on x_0's device.  eps_theta(x_t, t) is the network's output, ε_θ unless
+    `predicts` says otherwise; sigma2 ("learned" too), clip, predicts: see p_theta.  levels, cdf: see discretized_log_likelihood.
     decoder_var: σ_1² of Eq. (13), where it is to be another number than p_θ's.
     """
-    if np.ndim(t) and np.min(t) < 2:
+    if np.ndim(t) and not is_cuda(t) and np.min(t) < 2:
         raise ValueError(f"t is an array with {np.min(t)} in it; expected numbers above 1, or the int 1")
+    s = s.on(t)
     x_t = q_sample(s, _float64(x0), t, eps)
     p = _p_theta(s, eps_theta, x_t, t, x0.dtype, sigma2, clip, predicts)
     x0 = _float64(x0)
-    mse = to_host(((x0 - p.x0) ** 2).reshape(len(x0), -1).mean(1))
+    mse = ((x0 - p.x0) ** 2).reshape(len(x0), -1).mean(1)
     if np.ndim(t) == 0 and t == 1:
         return _bits_per_dim(-_log_decoder(x0, p, levels, cdf, decoder_var)), mse
     return _bits_per_dim(kl(*q_posterior(s, x0, x_t, t), p.mean, p.var)), mse
@@ -118,10 +119,10 @@ def vlb_estimate(s, eps_theta, x0, rng, terms=50, on_step=lambda t: None, **how)
     on_step(1)
     total = L_0 + L_T
     for first, end in zip(edges[:-1], edges[1:], strict=True):
-        t = rng.integers(first, end, len(x0))
+        t = np.asarray(rng.integers(first, end, len(x0)), like=x0)
         total = total + (end - first) * reverse_term(s, eps_theta, x0, t, _normal(rng, x0), **how)[0]
         on_step(int(end) - 1)
-    return Estimate(total, L_0, L_T)
+    return Estimate(to_host(total), to_host(L_0), to_host(L_T))
 
 
 def standard_error(values):
@@ -170,11 +171,11 @@ def path_bound(s, eps_theta, x0, rng, sigma2="beta", clip=True, predicts="eps", 
     for t in range(1, s.T + 1):
         x_t = q_step(s, x_prev, t, _normal(rng, x0))
         p = _p_theta(s, eps_theta, x_t, t, x0.dtype, sigma2, clip, predicts)
-        log_p = _log_decoder(x_prev, p, **decoder) if t == 1 else to_host(log_density(x_prev, p.mean, p.var))
+        log_p = _log_decoder(x_prev, p, **decoder) if t == 1 else log_density(x_prev, p.mean, p.var)
         log_q = log_density(x_t, math.sqrt(s.alpha[t]) * x_prev, float(s.beta[t]))
-        total = total - log_p + to_host(log_q)
+        total = total - log_p + log_q
         x_prev = x_t
-    return _bits_per_dim(total - to_host(log_density(x_prev, 0.0, 1.0)))
+    return to_host(_bits_per_dim(total - log_density(x_prev, 0.0, 1.0)))
 
 
 def marginal_bound(s, eps_theta, data, rng, sigma2="beta", clip=True, predicts="eps", **decoder):
@@ -192,10 +193,12 @@ def marginal_bound(s, eps_theta, data, rng, sigma2="beta", clip=True, predicts="
 
     def log_mixture(x, mean, var, log_weight):
         """log Σ_n weight_n N(x; mean_n, var) for x (N, ...), mean (N, N, ...), log_weight (N, N): the summands (N, N)."""
-        return log_weight + to_host(log_density(x[:, None], mean, var)).reshape(N, N, -1).sum(2)
+        return log_weight + log_density(x[:, None], mean, var).reshape(N, N, -1).sum(2)
 
     def total(log_summands):
-        return np.logaddexp.reduce(log_summands, axis=1)
+        """log Σ_n of the summands (N, N) -> (N,), the largest taken out."""
+        largest = log_summands.max(axis=1, keepdims=True)
+        return (largest + np.log(np.exp(log_summands - largest).sum(axis=1, keepdims=True)))[:, 0]
 
     def at(t):
         x_t = q_sample(s, x0, t, _normal(rng, x0))
@@ -203,7 +206,7 @@ def marginal_bound(s, eps_theta, data, rng, sigma2="beta", clip=True, predicts="
         return x_t, log_mixture(x_t, mean[None], var, -math.log(N))
 
     x_T, log_q = at(s.T)
-    nats = total(log_q) - to_host(log_density(x_T, 0.0, 1.0)).reshape(N, -1).sum(1) + math.log(N)             # + H(x_0)
+    nats = total(log_q) - log_density(x_T, 0.0, 1.0).reshape(N, -1).sum(1) + math.log(N)                      # + H(x_0)
     for t in range(s.T, 0, -1):
         x_t, log_joint = at(t)                                                                  # log q(x^n, x_t)
         log_posterior = log_joint - total(log_joint)[:, None]                                   # log q(x^n | x_t)
@@ -214,9 +217,9 @@ def marginal_bound(s, eps_theta, data, rng, sigma2="beta", clip=True, predicts="
             mu_tilde, var = q_posterior(s, x0, x_t, t)
             x_prev = mu_tilde + var**0.5 * _normal(rng, x0)
             means = q_posterior(s, x0[None], x_t[:, None], t)[0]
-            log_q, log_p = total(log_mixture(x_prev, means, var, log_posterior)), to_host(log_density(x_prev, p.mean, p.var))
+            log_q, log_p = total(log_mixture(x_prev, means, var, log_posterior)), log_density(x_prev, p.mean, p.var)
         nats = nats + log_q - log_p.reshape(N, -1).sum(1)
-    return nats * N / x0.size / math.log(2)
+    return to_host(nats) * N / x0.size / math.log(2)
 
 
 def _p_theta(s, eps_theta, x_t, t, dtype, sigma2, clip, predicts):
@@ -226,12 +229,12 @@ def _p_theta(s, eps_theta, x_t, t, dtype, sigma2, clip, predicts):
 
 def _log_decoder(x0, p, levels=256, cdf="erf", decoder_var=None):
     var = p.var if decoder_var is None else decoder_var
-    return discretized_log_likelihood(x0, p.mean, to_host(var) ** 0.5, levels, cdf)
+    return discretized_log_likelihood(x0, p.mean, var**0.5, levels, cdf)
 
 
 def _bits_per_dim(nats):
-    """(B, ...) nats, on any device -> the mean over all axes but the first / ln 2, (B,) on the host."""
-    return to_host(nats.reshape(len(nats), -1).mean(1)) / math.log(2)
+    """(B, ...) nats -> the mean over all axes but the first / ln 2, (B,)."""
+    return nats.reshape(len(nats), -1).mean(1) / math.log(2)
 
 
 def _float64(x):

@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minddpm import backend
 from minddpm.bound import bound_term, mean_of_eps, mean_of_x0
 from minddpm.diffusion import Schedule, per_image, q_posterior
 from minddpm.reverse import split
@@ -159,15 +158,15 @@ def L_mu_learned(e, output):
 
 
 def in_float64(e, output):
-    """The example and the output in float64 on the host, as L needs: it is made of differences of nearly equal means.
+    """The example and the output in float64, as L needs: it is made of differences of nearly equal means.
 
-    Back: doutput -> the same in the output's dtype, on its device.
+    Back: doutput -> the same in the output's dtype.
     """
     def in_float64_back(doutput):
-        return np.asarray(doutput, dtype=output.dtype, like=output)
+        return doutput.astype(output.dtype, copy=False)
 
-    x0, x_t, eps, output64 = (backend.to_host(a).astype(np.float64) for a in (e.x0, e.x_t, e.eps, output))
-    return e._replace(s=e.s.on(x0), x0=x0, x_t=x_t, t=backend.to_host(e.t), eps=eps), output64, in_float64_back
+    x0, x_t, eps, output64 = (a.astype(np.float64, copy=False) for a in (e.x0, e.x_t, e.eps, output))
+    return e._replace(x0=x0, x_t=x_t, eps=eps), output64, in_float64_back
 
 
 # Table 2 ------------------------------------------------------------------------------------------------------------------

@@ -18,12 +18,13 @@ COUNTS = Counter()
 # NumPy's functions that reach CuPy by dispatch, with the keywords that CuPy has too
 FUNCTIONS = {
     "arange": {"dtype"}, "asarray": {"dtype"}, "ascontiguousarray": set(), "broadcast_to": set(), "clip": set(),
-    "concatenate": {"axis"}, "empty_like": {"dtype", "shape"}, "full_like": {"dtype", "shape"}, "max": {"axis", "keepdims"},
-    "mean": {"axis", "dtype", "keepdims"}, "ndim": set(), "ones_like": {"dtype", "shape"}, "pad": set(), "repeat": {"axis"},
-    "sum": {"axis", "dtype", "keepdims"}, "vdot": set(), "where": set(), "zeros_like": {"dtype", "shape"},
+    "concatenate": {"axis"}, "diagonal": set(), "empty_like": {"dtype", "shape"}, "full_like": {"dtype", "shape"},
+    "max": {"axis", "keepdims"}, "mean": {"axis", "dtype", "keepdims"}, "ndim": set(), "ones_like": {"dtype", "shape"},
+    "pad": set(), "repeat": {"axis"}, "stack": {"axis"}, "sum": {"axis", "dtype", "keepdims"}, "vdot": set(), "where": set(),
+    "zeros": {"dtype"}, "zeros_like": {"dtype", "shape"},
 }
-UFUNCS = set("""add subtract multiply true_divide divide power negative matmul exp log sqrt sin cos minimum maximum isfinite rint
-    less less_equal greater greater_equal equal not_equal""".split())
+UFUNCS = set("""add subtract multiply true_divide divide power negative matmul absolute exp log log1p sqrt sin cos tanh
+    minimum maximum isfinite rint less less_equal greater greater_equal equal not_equal""".split())
 METHODS = {
     "astype": {"copy"}, "copy": set(), "max": {"axis", "keepdims"}, "mean": {"axis", "keepdims"}, "reshape": set(),
     "sum": {"axis", "keepdims"}, "swapaxes": set(), "transpose": set(), "view": set(),
@@ -82,7 +83,7 @@ class ndarray:
             raise TypeError(f"the stand-in has no {name} with {sorted(more)}")
         if name == "asarray":
             return asarray(*args, **more)
-        inputs = args[0] if name == "concatenate" else args
+        inputs = args[0] if name in ("concatenate", "stack") else args
         explicit = () if "dtype" in more or name in ("arange", "full_like") else inputs
         return device(function(*host(args), **host_keywords(more)), explicit)
 

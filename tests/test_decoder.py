@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.special import log_ndtr, ndtr
+from scipy.special import erfcx, log_ndtr, ndtr
 
 from minddpm.data import scale
 from minddpm.diffusion import Schedule
-from minddpm.gaussian import discretized_log_likelihood, log_normal_interval, log_tanh_interval
+from minddpm.gaussian import discretized_log_likelihood, log_normal_interval, log_tanh_interval, mills_ratio
 
 GRIDS = {levels: np.linspace(-1, 1, levels) for levels in (2, 17, 256)}
 
@@ -61,14 +61,29 @@ def test_eq13_is_right_at_30_sigma_on_both_sides(z, sigma):
         assert edge == pytest.approx(tail(z, math.inf), rel=1e-12)
 
 
-@pytest.mark.parametrize("z", [1e-3, 0.5, 3.0, 8.0, 31.0, 40.0])
-@pytest.mark.parametrize("width", [1e-9, 1e-6, 1e-3, 0.1, 3.0])
-def test_eq13_interval_is_as_exact_as_the_rounding_of_log_Phi_allows(z, width):
-    """log Φ(b) and log Φ(a) come rounded, and so do a and b; that moves log(1 − e^{−d}) by as much / (1 − e^{−d})."""
-    log_Phi = -log_ndtr(-z)
-    rounding = 2**-53 * ((1 + log_Phi) / -math.expm1(log_ndtr(-z - width) - log_ndtr(-z)) + z / width + log_Phi)
+@pytest.mark.parametrize("z", [2**-10, 0.5, 3.0, 8.0, 31.0, 40.0])
+@pytest.mark.parametrize("width", [2**-30, 2**-20, 2**-10, 0.125, 3.0])
+def test_eq13_interval_is_as_exact_as_the_rounding_of_mills_ratio_allows(z, width):
+    """a and b are exact here; M(z) and M(z + width) come rounded, which moves log P by as much / P's share of the tail."""
+    share = -math.expm1(log_ndtr(-z - width) - log_ndtr(-z))
+    rounding = 2**-53 * (1 / share - log_ndtr(-z))
     for a, b in (z, z + width), (-z - width, -z):
-        assert abs(log_normal_interval(np.float64(a), np.float64(b)) - tail(z, width)) < 2 * rounding
+        assert abs(log_normal_interval(np.float64(a), np.float64(b)) - tail(z, width)) < 4 * rounding
+
+
+def test_eq13_mills_ratio_is_scipys():
+    z = np.concatenate([[0], np.geomspace(1e-12, 1e8, 5001), np.linspace(0, 20, 5001)])
+    np.testing.assert_allclose(mills_ratio(z), math.sqrt(math.pi / 2) * erfcx(z / math.sqrt(2)), rtol=3e-15)
+    assert 0 < mills_ratio(np.inf) < 1e-8
+
+
+def test_eq13_half_a_line_has_scipys_log_Phi():
+    """Where Φ is nearly 1 its logarithm is as small as e^{−z²/2}, whose relative error is that of z²/2."""
+    z = np.concatenate([-np.geomspace(1e-9, 1e5, 5001), np.linspace(-40, 5, 5001)])
+    near_1 = np.linspace(5, 40, 5001)
+    for at, rtol in (z, 1e-14), (near_1, 2e-13):
+        for a, b in (np.full_like(at, -np.inf), at), (-at, np.full_like(at, np.inf)):
+            np.testing.assert_allclose(log_normal_interval(a, b), log_ndtr(at), rtol=rtol, atol=1e-310)
 
 
 @pytest.mark.parametrize("z", [3.0, 8.0, 30.0])

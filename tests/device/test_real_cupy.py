@@ -33,7 +33,6 @@ ON_THE_HOST = {
     "setflags":             "of a schedule's tables, made on the host",
     "random.Philox":        "the plain twin of dropout draws on the host",
     "geomspace":            "edges of ranges of t",
-    "logaddexp.reduce":     "Eq. (16)'s log-likelihoods have come to the host",
 }
 
 

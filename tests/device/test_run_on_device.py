@@ -12,7 +12,7 @@ from minddpm.data import load as load_data
 from minddpm.data import scale
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
-from minddpm.likelihood import marginal_bound, path_bound, vlb, vlb_estimate
+from minddpm.likelihood import marginal_bound, path_bound, reverse_term, vlb, vlb_estimate
 from minddpm.model import Model, load
 from minddpm.settings import Settings
 from minddpm.train import Metrics, draw
@@ -89,6 +89,31 @@ def test_the_bound_is_the_hosts(gpu, bound):
     for a, b in zip(*found, strict=True):
         assert isinstance(b, np.ndarray)
         np.testing.assert_allclose(b, a, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("t", [1, 3, "of its own"])
+@pytest.mark.parametrize("sigma2", ["beta", "learned"])
+@pytest.mark.parametrize("cdf", ["erf", "tanh"])
+def test_a_term_of_the_bound_neither_waits_nor_copies(gpu, t, sigma2, cdf):
+    """Counted for a network that is an array expression; the numbers are the host's."""
+    if gpu.counting is None:
+        pytest.skip("nothing is counted on a GPU")
+    s, rng = Schedule.linear(T=5, beta_T=0.3), np.random.default_rng(0)
+    t = np.array([2, 5, 3]) if t == "of its own" else t
+    arguments, found = (scale(load_data("digits").held_out[:3], 17), t, rng.standard_normal((3, 8, 8, 1))), []
+
+    def eps_theta(x_t, t):
+        return np.concatenate([x_t / 2, x_t / 4 - 3], axis=-1) if sigma2 == "learned" else x_t / 2
+
+    for device in "cpu", "cuda":
+        x0, t_, eps = (a if np.ndim(a) == 0 else backend.to_device(a, device) for a in arguments)
+        s.on(x0)                                                                                # the schedule goes there once
+        with gpu.counting() as c:
+            L, mse = reverse_term(s, eps_theta, x0, t_, eps, sigma2, levels=17, cdf=cdf)
+        assert backend.is_cuda(L) == backend.is_cuda(mse) == (device == "cuda")
+        assert (c["syncs"], c["h2d"], c.get("d2h", 0)) == (0, 0, 0)
+        found.append([backend.to_host(a) for a in (L, mse)])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
 
 
 def test_images_are_sent_with_a_network_on_the_device(gpu):
