@@ -43,6 +43,11 @@ class Progress:
             left = (self.total - self.done) * (self.last_line - self.start) / max(1, self.done - self.first)
             print(f"{self.name}  {self.unit} {self.done}/{self.total}  {text}  ETA {clock(left)}", flush=True)
 
+    def say(self, text):
+        """A line of its own; where there is a bar, above it."""
+        tqdm.write(text)
+        sys.stdout.flush()
+
     @property
     def rate(self):
         """Units of work a second, since the start of this session."""

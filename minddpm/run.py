@@ -38,7 +38,10 @@ STATE = "training_state.safetensors"
 
 @dataclass
 class Run:
-    """A run's folder, settings (resolved for its data), data set, device, state, and losses that log.csv has not seen yet."""
+    """A run's folder, settings (resolved for its data), data set, device, state, and losses that log.csv has not seen yet.
+
+    kept: the step of the state in the folder, 0 if there is none.
+    """
 
     folder: Path
     settings: settings.Settings
@@ -46,6 +49,7 @@ class Run:
     device: str
     state: TrainingState
     losses: list[float] = field(default_factory=list)
+    kept: int = 0
 
     @property
     def config(self):
@@ -94,7 +98,7 @@ def resume(folder, steps=None):
         files.write_json(folder / "settings.json", asdict(told))
     files.sweep(folder)
     _cut_log(folder / "log.csv", state.step)
-    return Run(folder, told, resident(dataset, device), device, state, losses)
+    return Run(folder, told, resident(dataset, device), device, state, losses, kept=state.step)
 
 
 def save_run(run):
@@ -102,42 +106,47 @@ def save_run(run):
     state = run.state
     trees = {"params": state.params, "m": state.m, "v": state.v, "ema": state.ema}
     checkpoint.write(run.folder / STATE, trees, {"step": " ".join(map(repr, [state.step, *run.losses]))})
+    run.kept = state.step
     save(run.folder, run.model)
 
 
 def train(run):
     """Alg. 1.  Train until settings.steps; True when it got there, False when Ctrl-C or SIGTERM stopped it.
 
-    Either way the run is saved.  UserError: a loss that is not finite, or a full memory or disk; what was saved before stays.
+    Either way the run is saved.  UserError: a loss that is not finite, a full memory, or a file that cannot be written; what was
+    saved before stays, and the text says which step's it is.  A picture that cannot be made is a warning and no more.
     A GPU is not waited for at each step: its losses are read, and looked at, every LOG_EVERY steps and before each save.
     """
+    try:
+        _train(run)
+    except UserError as e:
+        kept = f"the state of step {run.kept} is kept in {run.folder}" if run.kept else "nothing had been saved yet"
+        raise UserError(f"{e}; {kept}") from e
+    return run.state.step >= run.settings.steps
+
+
+def _train(run):
     told, state, s, cfg, levels = run.settings, run.state, run.settings.schedule(), run.config, run.dataset.levels
-    losses, first, saved = run.losses, state.step, None         # saved: the step of this session's last save
+    losses, saved = run.losses, None                            # saved: the step of this session's last save
     unread, every = {}, [1 if run.device == "cpu" else LOG_EVERY, told.save_every, told.sample_every, told.steps]
     draws = ahead(lambda step: draw(told, run.dataset, step), range(state.step + 1, told.steps + 1))
     with _stop_signals() as stopped, workers_for(told, run.device) as workers, contextlib.closing(draws), \
             Progress("train", told.steps, "step", state.step, told.batch) as progress:
         stop = stopped.is_set()
         while state.step < told.steps and not stop:
-            try:
-                batch = place(next(draws), told, run.dataset, run.device)
-                unread[state.step] = proposing(
-                    lambda batch=batch: train_step(told, cfg, s, state, batch, workers, levels), told.batch,
-                    lambda images, batch=batch: told_gradient(told, cfg, s, state.params, batch.part(slice(images)), workers,
-                                                              levels), run.device, "training")
-                stop = stopped.is_set()
-                if stop or any(n and state.step % n == 0 for n in every):
-                    read = [metrics.read(step) for step, metrics in unread.items()]
-                    losses += [metrics.loss for metrics in read]
-                    metrics = read[-1]
-                    unread.clear()
-            except UserError as e:
-                kept = first if saved is None else saved
-                raise UserError(f"{e}; " + (f"the state of step {kept} is kept in {run.folder}" if kept else
-                                            "nothing had been saved yet")) from e
-            if unread:
+            batch = place(next(draws), told, run.dataset, run.device)
+            unread[state.step] = proposing(
+                lambda batch=batch: train_step(told, cfg, s, state, batch, workers, levels), told.batch,
+                lambda images, batch=batch: told_gradient(told, cfg, s, state.params, batch.part(slice(images)), workers, levels),
+                run.device, "training")
+            stop = stopped.is_set()
+            if not stop and not any(n and state.step % n == 0 for n in every):
                 progress.update()
                 continue
+            read = [metrics.read(step) for step, metrics in unread.items()]
+            losses += [metrics.loss for metrics in read]
+            metrics = read[-1]
+            unread.clear()
             progress.update(f"loss {metrics.loss:.4f}  grad norm {metrics.grad_norm:.3f}  lr {metrics.lr:.1e}")
             if state.step % LOG_EVERY == 0:
                 mean = sum(losses) / len(losses)
@@ -148,10 +157,9 @@ def train(run):
                 save_run(run)
                 saved = state.step
             if told.sample_every and state.step % told.sample_every == 0:
-                save_picture(run.folder / "samples" / f"step_{state.step:07}.png", run.model, 16, told.seed, workers)
+                _picture(run, workers, progress)
     if saved != state.step:                     # also where nothing was left to do: the run may have been killed in the last save
         save_run(run)
-    return state.step >= told.steps
 
 
 def workers_for(told, device):
@@ -219,6 +227,13 @@ def _stop_signals():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _picture(run, workers, progress):
+    try:
+        save_picture(run.folder / "samples" / f"step_{run.state.step:07}.png", run.model, 16, run.settings.seed, workers)
+    except (OSError, UserError) as e:
+        progress.say(f"warning: no picture of step {run.state.step}: {e}; the training goes on")
 
 
 def _log(path, row):

@@ -25,6 +25,17 @@ def now(monkeypatch):
     return now
 
 
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_a_line_of_its_own(now, monkeypatch, kind):
+    monkeypatch.setattr("sys.stdout", kind())
+    with Progress("train", 9, "step") as p:
+        p.update("loss 1")
+        p.say("warning: look here")
+        p.update("loss 2")
+    lines = re.split(r"[\r\n]+", progress.sys.stdout.getvalue())
+    assert "warning: look here" in lines and lines.count("warning: look here") == 1
+
+
 def work(now, seconds, total, done=0, per_unit=64, units=None):
     """Lines printed by `units` units of work that take so many seconds each."""
     out = io.StringIO()

@@ -6,6 +6,7 @@ Whatever happens, a resumed run ends as an uninterrupted one: every file bit for
 import csv
 import errno
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -401,7 +402,8 @@ def test_a_disk_that_takes_no_more_bytes(tmp_path, whole):
     """For real: the second state is 150 kB, and the kernel stops at 100 kB."""
     assert len(whole(TOLD)[run.STATE]) > 110_000
     _, err = ends(child(*flags(TOLD, tmp_path / "run"), code=LIMIT), 2)
-    assert one_sentence(err) == f"minddpm: {tmp_path / 'run' / run.STATE} cannot be written: File too large\n"
+    assert one_sentence(err) == (f"minddpm: {tmp_path / 'run' / run.STATE} cannot be written: File too large; "
+                                 f"the state of step 2 is kept in {tmp_path / 'run'}\n")
     minddpm.load(tmp_path / "run")
     assert not list(tmp_path.rglob(".*.part"))
     assert run.resume(tmp_path / "run").state.step == 2
@@ -422,14 +424,19 @@ def test_a_full_disk_at_each_file(tmp_path, monkeypatch, capsys, whole, fails):
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", fsync)
         assert cli.main(flags(TOLD, tmp_path / "run")) == 2
-    assert one_sentence(capsys.readouterr().err).endswith(" cannot be written: No space left on device\n")
+    state = f"; the state of step {2 if fails < 8 else 4} is kept in {tmp_path / 'run'}"
+    kept = {1: "", 2: "; nothing had been saved yet"}.get(fails, state)
+    err = one_sentence(capsys.readouterr().err)
+    assert err.endswith(f" cannot be written: No space left on device{kept}\n")
     assert not list(tmp_path.rglob(".*.part"))
+    if kept == state:
+        assert f"step {run.resume(tmp_path / 'run').state.step} is kept" in err
     if fails > 6:
         minddpm.load(tmp_path / "run")
     assert go_on(tmp_path / "run") == whole(TOLD)
 
 
-def test_a_log_that_the_disk_takes_half_of(tmp_path, monkeypatch, whole):
+def test_a_log_that_the_disk_takes_half_of(tmp_path, monkeypatch, capsys, whole):
     class Half:
         def __init__(self, path, mode, newline):
             self.file = open(path, mode, newline=newline)
@@ -447,9 +454,12 @@ def test_a_log_that_the_disk_takes_half_of(tmp_path, monkeypatch, whole):
             self.file.write(text[:len(text) // 2])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    with monkeypatch.context() as patch, pytest.raises(UserError, match="log.csv cannot be written: No space left on device$"):
+    with monkeypatch.context() as patch:
         patch.setattr(run, "open", Half, raising=False)
-        run.train(run.begin(tmp_path / "run", LONG))
+        assert cli.main(flags(LONG, tmp_path / "run")) == 2
+    err = one_sentence(capsys.readouterr().err)
+    assert err == (f"minddpm: {tmp_path / 'run' / 'log.csv'} cannot be written: No space left on device; "
+                   f"the state of step 7 is kept in {tmp_path / 'run'}\n")
     assert run.resume(tmp_path / "run").state.step == 7
     assert go_on(tmp_path / "run") == whole(LONG)
 
@@ -465,11 +475,36 @@ def test_an_unwritable_folder(tmp_path, capsys):
 def test_a_folder_that_becomes_unwritable_keeps_its_state(tmp_path, monkeypatch, whole):
     current = run.begin(tmp_path / "run", TOLD)
     (tmp_path / "run" / "unet").write_text("in the way")
-    with pytest.raises(UserError, match="unet.* cannot be written: (File exists|Not a directory)$"):
+    with pytest.raises(UserError, match="unet.* cannot be written: (File exists|Not a directory); the state of step 2 is kept"):
         run.train(current)
     assert run.resume(tmp_path / "run").state.step == 2
     (tmp_path / "run" / "unet").unlink()
     assert go_on(tmp_path / "run") == whole(TOLD)
+
+
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), UserError("out of memory"), None])
+def test_a_picture_that_cannot_be_made_is_one_line_and_the_training_goes_on(tmp_path, monkeypatch, capsys, whole, fault):
+    """fault: what making it raises; None: a file is where its folder would be."""
+    def fails(*args):
+        raise fault
+
+    folder, expected = tmp_path / "run", whole(TOLD)
+    begun = run.begin(folder, replace(TOLD, sample_every=2))
+    monkeypatch.setattr(run, "begin", lambda *args: begun)
+    if fault:
+        monkeypatch.setattr(run, "save_picture", fails)
+    else:
+        (folder / "samples").write_text("a file")
+    assert cli.main(flags(TOLD, folder)) == 0
+    out, err = capsys.readouterr()
+    reasons = {OSError: r"\[Errno 28\] No space left on device", UserError: "out of memory"}
+    reason = reasons[type(fault)] if fault else rf"{folder / 'samples'}\S* cannot be written: (File exists|Not a directory)"
+    warnings = [line for line in out.splitlines() if "warning: no picture" in line]
+    assert len(warnings) == 2 and err == "" and "trained: step 4 of 4" in out
+    for step, line in zip((2, 4), warnings, strict=True):
+        assert re.fullmatch(f"warning: no picture of step {step}: {reason}; the training goes on", line), line
+    for name in run.STATE, "unet/diffusion_pytorch_model.safetensors":
+        assert everything(folder)[name] == expected[name]
 
 
 def nan_at(monkeypatch, step):
@@ -490,6 +525,13 @@ def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path, monk
     assert err.endswith(f"; {kept.format(tmp_path / 'run')}\n")
     assert run.resume(tmp_path / "run").state.step == (2 if step == 4 else 0)
     assert go_on(tmp_path / "run") == whole(TOLD)
+
+
+def test_a_resumed_run_that_fails_says_that_it_keeps_what_was_there(tmp_path, monkeypatch):
+    assert run.train(run.begin(tmp_path / "run", replace(TOLD, steps=3)))
+    nan_at(monkeypatch, 4)
+    with pytest.raises(UserError, match="step 4: the loss is nan .*; the state of step 3 is kept in"):
+        run.train(run.resume(tmp_path / "run", 5))
 
 
 # ---- bad input -------------------------------------------------------------------------------------------------------
