@@ -142,8 +142,19 @@ def free_memory(device):
 
 
 def pool_bytes():
-    """The bytes of the GPU that CuPy's pool holds; since the last free_memory it has only grown."""
+    """The bytes of the GPU that CuPy's pool holds: what it has given out, and what it keeps for later.
+
+    It gives back none of them until free_memory, or until an allocation fails: then CuPy frees what it keeps and tries again.
+    """
     return cupy().get_default_memory_pool().total_bytes()
+
+
+def without_tf32():
+    """Have CuPy multiply matrices in float32 whatever CUPY_TF32 says, which it reads at its first product -> what that said.
+
+    To be called before the device is chosen, as that multiplies.
+    """
+    return os.environ.pop("CUPY_TF32", None)
 
 
 def gpu():

@@ -121,9 +121,12 @@ def selftest(args):
     In float32 on the device against float64 in NumPy: every layer and loss with its gradient, the U-Net, the GPU's kernels
     against plain code, 20 steps of training and of sampling.  Then times and memory.
     """
+    tf32 = backend.without_tf32()
     device = backend.choose(args.device)
     print(backend.explain(args.device))
     if device == "cuda":
+        if tf32 not in (None, "0"):
+            print(f"CUPY_TF32={tf32} is not heeded here: what is checked is float32")
         print("each kernel is compiled when it is first used, which takes minutes, once")
     return 0 if run_checks(device) else 1
 

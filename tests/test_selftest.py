@@ -1,12 +1,13 @@
 """selftest: it passes here, it is quick, its report holds no path, and each kind of planted fault makes it fail."""
 
+import os
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from minddpm import checks, cli, layers, selftest, unet
+from minddpm import checks, cli, commands, layers, selftest, unet
 
 CHECKS = {check.name: check for check in checks.checks("cpu")}
 
@@ -30,6 +31,23 @@ def test_selftest_passes_and_its_report_can_be_pasted(capsys):
         assert str(secret) not in out
     rows = [line for line in out.splitlines() if line.startswith("| ")]
     assert all(row.endswith(" |") for row in rows)
+
+
+def test_selftest_checks_float32_on_a_gpu_where_CUPY_TF32_is_set(monkeypatch, capsys):
+    """CuPy reads the variable at its first product, which is the probe's."""
+    def choose(device):
+        assert "CUPY_TF32" not in os.environ
+        return "cuda"
+
+    monkeypatch.setattr(commands.backend, "choose", choose)
+    monkeypatch.setattr(commands.backend, "explain", lambda device: "device cuda: it is said so")
+    monkeypatch.setattr(commands, "run_checks", lambda device: "CUPY_TF32" not in os.environ)
+    for value, said in (None, False), ("0", False), ("1", True):
+        monkeypatch.delenv("CUPY_TF32", raising=False)
+        if value is not None:
+            monkeypatch.setenv("CUPY_TF32", value)
+        assert cli.main(["selftest", "--device", "cuda"]) == 0
+        assert ("CUPY_TF32=1 is not heeded here: what is checked is float32\n" in capsys.readouterr().out) == said
 
 
 def swish_off_in_float32(x):
