@@ -134,6 +134,16 @@ def is_cuda(a):
     return isinstance(a, getattr(sys.modules.get("cupy"), "ndarray", ()))
 
 
+def ones(n, like):
+    """(n,) ones of the dtype and on the device of `like`, made once and shared: not to be written to."""
+    return _ones(n, like.dtype, "cuda" if is_cuda(like) else "cpu")
+
+
+@functools.lru_cache(maxsize=64)
+def _ones(n, dtype, device):
+    return to_device(np.ones(n, dtype), device)
+
+
 def free_memory(device):
     """Give back what nobody uses on "cpu" or "cuda": cycles of dead objects, and the blocks that CuPy's pool keeps for later."""
     gc.collect()

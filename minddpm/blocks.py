@@ -1,25 +1,24 @@
 """App. B.  The blocks that the U-Net is made of, as pullbacks: forward and gradient are the same lines in opposite order.
 
-cfg is the UNetConfig, p the block's parameters, temb (B,E) the embedded timestep.  `key` is None where dropout is off,
-otherwise (seeds, number): a seed for each image and the number of this residual block.  `run` is a policy of memory.py.
+cfg is the UNetConfig, p the block's parameters, temb (B,E) the embedded timestep: see unet.time_mlp.  `key` is None where dropout
+is off, otherwise (seeds, number): a seed for each image and the number of this residual block.  `run` is a policy of memory.py.
 """
 
 import numpy as np
 
-from minddpm.layers import attention, conv1x1, conv2d, conv3x3, dropout, group_norm, linear, norm_swish, swish, upsample
+from minddpm.layers import attention, conv1x1, conv2d, conv3x3, dropout, group_norm, linear, norm_swish, upsample
 
 
 def resblock(cfg, p, x, temb, key):
     """App. B.  Residual block.  x (B,H,W,C), temb (B,E) -> y (B,H,W,N).  Back: dy -> dx, dtemb, dp.
 
-        h = conv1(swish(norm1(x))) + temb_proj(swish(temb))        y = shortcut(x) + conv2(dropout(swish(norm2(h))))
+        h = conv1(swish(norm1(x))) + time_emb_proj(temb)        y = shortcut(x) + conv2(dropout(swish(norm2(h))))
 
     shortcut is a 1×1 convolution where C ≠ N, otherwise the identity.
     """
     a1, norm1_back = norm_swish(p["norm1"], x, cfg.groups, cfg.eps)
     h1, conv1_back = conv3x3(p["conv1"], a1)
-    at, act_t_back = swish(temb)
-    ht, temb_back  = linear(p["time_emb_proj"], at)
+    ht, temb_back  = linear(p["time_emb_proj"], temb)
     h  = h1 + ht[:, None, None, :]
     a2, norm2_back = norm_swish(p["norm2"], h, cfg.groups, cfg.eps)
     d2, drop_back  = dropout(a2, cfg.dropout, *key) if key else (a2, None)
@@ -35,8 +34,7 @@ def resblock(cfg, p, x, temb, key):
         dd2, dp["conv2"] = conv2_back(dy)
         da2 = drop_back(dd2) if drop_back else dd2
         dh, dp["norm2"] = norm2_back(da2)
-        dat, dp["time_emb_proj"] = temb_back(dh.sum(axis=(1, 2)))   # ht was added at every pixel
-        dtemb = act_t_back(dat)
+        dtemb, dp["time_emb_proj"] = temb_back(dh.sum(axis=(1, 2))) # ht was added at every pixel
         da1, dp["conv1"] = conv1_back(dh)
         dx, dp["norm1"] = norm1_back(da1)
         return dx + ds, dtemb, dp                                   # x was used twice: its gradients add
@@ -156,7 +154,7 @@ def up_block(cfg, p, x, skips, temb, keys, run):
             dh, dp["upsamplers"][0]["conv"] = upsample_back(dh)
         for j in reversed(range(len(backs))):
             dboth, dtemb_j, dp_j = backs[j](dh)
-            dh, dskip = dboth[..., :widths[j]], dboth[..., widths[j]:]
+            dh, dskip = np.ascontiguousarray(dboth[..., :widths[j]], like=dboth), dboth[..., widths[j]:]
             dskips.append(dskip)                                    # last in, first out: this is the order they were made in
             dtemb = dtemb + dtemb_j
             _place(dp, j, dp_j)

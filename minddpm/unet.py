@@ -135,15 +135,20 @@ def unet(cfg, p, x, t, seeds=None, run=keep):
 
 
 def time_mlp(p, emb):
-    """App. B.  emb (B,ch) -> temb (B,4ch): dense, swish, dense.  Back: dtemb -> dp; emb is data and needs no gradient."""
+    """App. B.  emb (B,ch) -> temb (B,4ch): dense, swish, dense, swish.  Back: dtemb -> dp; emb is data and needs no gradient.
+
+    In the released code each residual block begins with the last swish (unet.py:37-63), of the same numbers: once is enough.
+    """
     h1, linear_1_back = linear(p["linear_1"], emb)
-    a1, act_back = swish(h1)
-    temb, linear_2_back = linear(p["linear_2"], a1)
+    a1, act_1_back = swish(h1)
+    h2, linear_2_back = linear(p["linear_2"], a1)
+    temb, act_2_back = swish(h2)
 
     def time_mlp_back(dtemb):
         dp = {}
-        da1, dp["linear_2"] = linear_2_back(dtemb)
-        dh1 = act_back(da1)
+        dh2 = act_2_back(dtemb)
+        da1, dp["linear_2"] = linear_2_back(dh2)
+        dh1 = act_1_back(da1)
         _, dp["linear_1"] = linear_1_back(dh1)
         return {name: dp[name] for name in p}
 

@@ -6,6 +6,7 @@ k that is planted: 1.001 e.  Then come formulas that are wrong in the ways that 
 
 import ast
 import importlib
+import re
 import types
 from functools import cache
 
@@ -90,7 +91,7 @@ class Planter(ast.NodeTransformer):
         text, line = ast.unparse(node), node.lineno
         if text.startswith(("len(", "np.empty")) or isinstance(node, ast.Attribute) and node.attr in SHAPES:
             return node                                             # nor are shapes
-        if text.startswith("np.") and "_like(" in text.split("(")[0] + "(":
+        if re.match(r"np\.\w+_like\(|backend\.ones\(", text):
             pass                                                    # np.ones_like(rows): of rows only the shape matters
         elif isinstance(node, ast.Call):
             if isinstance(node.func, ast.Attribute):                # a method: the object, not the bound method, is a factor
@@ -208,7 +209,6 @@ MUTANTS = [
     ("bound", "decoder_nll", "np.where(bottom, 0, np.exp(", "np.where(False,  0, np.exp("),
     ("bound", "decoder_nll", "(r_plus * plus - r_minus * minus)", "(r_plus - r_minus)"),
     ("blocks", "resblock C=N", "return dx + ds, dtemb, dp", "return dx, dtemb, dp"),
-    ("blocks", "resblock C!=N", "dtemb = act_t_back(dat)", "dtemb = dat"),
     ("blocks", "resblock C=N", "temb_back(dh.sum(axis=(1, 2)))", "temb_back(dh.mean(axis=(1, 2)))"),
     ("blocks", "resblock C=N dropout", "da2 = drop_back(dd2) if drop_back else dd2", "da2 = dd2"),
     ("blocks", "attention_block", "dnq + dnk + dnv", "dnq + dnv"),
@@ -223,7 +223,8 @@ MUTANTS = [
     ("unet", "unet, learned variance", "conv_in_back(dh + dskips.pop())", "conv_in_back(dh)"),
     ("unet", "unet, learned variance", "dh, dtemb_block, dp[\"mid_block\"] = mid_back(dh)\n        dtemb = dtemb + dtemb_block",
      "dh, dtemb_block, dp[\"mid_block\"] = mid_back(dh)"),
-    ("unet", "time_mlp", "dh1 = act_back(da1)", "dh1 = da1"),
+    ("unet", "time_mlp", "dh1 = act_1_back(da1)", "dh1 = da1"),
+    ("unet", "time_mlp", "dh2 = act_2_back(dtemb)", "dh2 = dtemb"),
 ]
 
 

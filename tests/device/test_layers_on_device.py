@@ -70,6 +70,14 @@ def test_objective(gpu, name):
     close(results[1], results[0], 1e-12)
 
 
+def test_ones_are_made_once_for_each_size_dtype_and_device(gpu):
+    like = [moved(np.zeros(1), kind, device) for kind in (np.float32, np.float64) for device in ("cpu", "cuda")]
+    made = [backend.ones(n, a) for n in (3, 4) for a in like]
+    for (n, a), found in zip([(n, a) for n in (3, 4) for a in like], made, strict=True):
+        assert found.shape == (n,) and found.dtype == a.dtype and backend.is_cuda(found) == backend.is_cuda(a)
+        assert backend.to_host(found).tolist() == [1] * n and backend.ones(n, a) is found
+
+
 def test_a_host_array_is_refused_beside_device_arrays(gpu):
     x = backend.to_device(np.ones((2, 3), np.float32), "cuda")
     with pytest.raises(TypeError):
