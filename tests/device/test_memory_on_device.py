@@ -27,13 +27,15 @@ told = replace(t.TOLD, batch=batch)
 images = np.random.default_rng(0).integers(0, 256, (20, cfg.image_size, cfg.image_size, 3), np.uint8)
 state = t.TrainingState.begin(tree.map(lambda a: backend.to_device(a, "cuda"), init(cfg, 0)))
 s, data = told.schedule(), Dataset("noise", images, images[:0])
+allocs = []
 with t.Workers(1) as workers:
     for step in range(1, int(sys.argv[6]) + 1):
         drawn = t.draw_batch(told, data, step, "cuda")
         with cupy_on_cpu.counting() as c:
             metrics = t.train_step(told, cfg, s, state, drawn, workers)
         metrics.read(step)
-print(json.dumps(c))
+        allocs.append(c["allocs"])
+print(json.dumps(c | {"allocs": allocs}))
 """
 
 
@@ -48,8 +50,13 @@ def counters(gpu, **how):
 
 
 def test_a_warm_step_asks_the_driver_for_no_memory(gpu):
-    """CuPy's pool has all of it, as each step asks for the same sizes."""
-    assert counters(gpu, poison=False, whole=False, batch=2, steps=4)["allocs"] == 0
+    """CuPy's pool has all of it, as each step asks for the same sizes; but for a stray block.
+
+    Of its free blocks of one size the pool takes any: they are a Python set, whose pop goes by the objects' addresses.  Which of
+    them is cut is chance, and now and then a later step lacks a piece: one in 7 steps at most, in 80 processes.
+    """
+    first, *warm = counters(gpu, poison=False, whole=False, batch=2, steps=7)["allocs"]
+    assert first > 100 and sum(warm) <= 2, (first, warm)
 
 
 @pytest.mark.slow
