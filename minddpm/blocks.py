@@ -6,7 +6,7 @@ is off, otherwise (seeds, number): a seed for each image and the number of this 
 
 import numpy as np
 
-from minddpm.layers import attention, conv1x1, conv2d, conv3x3, dropout, group_norm, linear, norm_swish, upsample
+from minddpm.layers import attention, conv1x1, conv2d, conv3x3, conv3x3_shifted, dropout, group_norm, linear, norm_swish, upsample
 
 
 def resblock(cfg, p, x, temb, key):
@@ -17,9 +17,8 @@ def resblock(cfg, p, x, temb, key):
     shortcut is a 1×1 convolution where C ≠ N, otherwise the identity.
     """
     a1, norm1_back = norm_swish(p["norm1"], x, cfg.groups, cfg.eps)
-    h1, conv1_back = conv3x3(p["conv1"], a1)
     ht, temb_back  = linear(p["time_emb_proj"], temb)
-    h  = h1 + ht[:, None, None, :]
+    h, conv1_back  = conv3x3_shifted(p["conv1"], a1, ht)            # ht is added at every pixel
     a2, norm2_back = norm_swish(p["norm2"], h, cfg.groups, cfg.eps)
     d2, drop_back  = dropout(a2, cfg.dropout, *key) if key else (a2, None)
     h2, conv2_back = conv3x3(p["conv2"], d2)
@@ -34,8 +33,8 @@ def resblock(cfg, p, x, temb, key):
         dd2, dp["conv2"] = conv2_back(dy)
         da2 = drop_back(dd2) if drop_back else dd2
         dh, dp["norm2"] = norm2_back(da2)
-        dtemb, dp["time_emb_proj"] = temb_back(dh.sum(axis=(1, 2))) # ht was added at every pixel
-        da1, dp["conv1"] = conv1_back(dh)
+        da1, dht, dp["conv1"] = conv1_back(dh)
+        dtemb, dp["time_emb_proj"] = temb_back(dht)
         dx, dp["norm1"] = norm1_back(da1)
         return dx + ds, dtemb, dp                                   # x was used twice: its gradients add
 

@@ -10,8 +10,6 @@ import numpy as np
 
 from minddpm import backend, tree
 
-BLOCK = 2**16               # numbers that adam and ema take at a time
-
 
 def learning_rate(step, peak, warmup=0, final=None, steps=None):
     """The learning rate of training step 1, 2, …: linear warm-up to `peak`, then constant, or a half cosine down to `final`.
@@ -33,44 +31,36 @@ def global_norm(gradient):
     return np.sqrt(total) if backend.is_cuda(total) else math.sqrt(float(total))
 
 
-def adam(params, m, v, gradient, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, scale=1.0, each=tree.map):
+def adam(params, m, v, gradient, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, scale=1.0):
     """App. B.  One step of Adam (Kingma and Ba, Algorithm 1), in place on params, m and v; step counts from 1.
 
         m ← β₁ m + (1 − β₁) g        v ← β₂ v + (1 − β₂) g²        θ ← θ − lr m̂ / (√v̂ + ε)
 
-    with m̂ = m / (1 − β₁^step), v̂ = v / (1 − β₂^step).  The released code's TensorFlow adds ε to √v instead of √v̂.
-    g is scale times the gradient.  each: how to go over the leaves, Workers.each with several threads.
+    with m̂ = m / (1 − β₁^step), v̂ = v / (1 − β₂^step): the same as lr_step m / (√v + ε_step), which is two passes less, with
+    lr_step = lr √(1 − β₂^step) / (1 − β₁^step) and ε_step = ε √(1 − β₂^step).  The released code's TensorFlow adds ε to √v
+    instead of √v̂.  g is scale times the gradient.
     """
-    correct1, correct2 = 1 - beta1**step, 1 - beta2**step
+    correct1, correct2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
 
-    def update(*leaves):
-        for p, m, v, g in _blocks(*leaves):
-            g = scale * g
-            m += (1 - beta1) * (g - m)
-            v += (1 - beta2) * (g * g - v)
-            p -= (lr / correct1) * m / (np.sqrt(v / correct2) + eps)
+    def update(p, m, v, g):
+        m *= beta1
+        m += (1 - beta1) * scale * g
+        g = math.sqrt(1 - beta2) * scale * g
+        v *= beta2
+        v += g * g
+        p -= lr * correct2 / correct1 * m / (np.sqrt(v) + eps * correct2)
 
-    each(update, params, m, v, gradient)
+    tree.map(update, params, m, v, gradient)
 
 
-def ema(average, params, step, decay, each=tree.map):
+def ema(average, params, step, decay):
     """Sec. 4, App. B.  Exponential moving average of the weights, in place: a ← decay · a + (1 − decay) θ.
 
     The first step copies, as in the released code (tpu_utils.py:89-92): the random initial weights leave no trace.
-    each: as in adam.
     """
     weight = 1.0 if step == 1 else 1 - decay
 
-    def update(*leaves):
-        for a, p in _blocks(*leaves):
-            a += weight * (p - a)
+    def update(a, p):
+        a += weight * (p - a)
 
-    each(update, average, params)
-
-
-def _blocks(*leaves):
-    """The leaves cut alike into views that stay in the cache; whole where they are on a GPU or not in one piece of memory."""
-    if any(backend.is_cuda(leaf) or not leaf.flags.c_contiguous for leaf in leaves):
-        return [leaves]
-    return zip(*([flat[i:i + BLOCK] for i in range(0, flat.size, BLOCK)] for flat in (leaf.reshape(-1) for leaf in leaves)),
-               strict=True)
+    tree.map(update, average, params)

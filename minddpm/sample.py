@@ -124,7 +124,10 @@ def in_parallel(eps_theta, workers):
     """The same eps_theta(x_t, t), computed by workers (see workers.py) that take the batch in parts."""
 
     def parallel_eps_theta(x_t, t):
-        parts = workers.map(lambda images: eps_theta(x_t[images], t[images] if np.ndim(t) else t), workers.parts(len(x_t)))
-        return np.concatenate(list(parts))
+        def of_part(images):
+            return eps_theta(x_t[images], t[images] if np.ndim(t) else t)
+
+        parts = workers.parts(len(x_t))
+        return np.concatenate(list(workers.map(workers.helped(of_part) if len(parts) == 1 else of_part, parts)))
 
     return parallel_eps_theta

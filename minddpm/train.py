@@ -160,7 +160,10 @@ def train_step(settings, cfg, s, state, batch, workers, levels=256):
     if kernels:
         fused.adam_ema(state, grad, step, lr, scale, settings.ema)
     else:
-        optim.adam(state.params, state.m, state.v, grad, step, lr, scale=scale, each=workers.each)
-        optim.ema(state.ema, state.params, step, settings.ema, workers.each)
+        def update(p, m, v, g, average):
+            optim.adam(p, m, v, g, step, lr, scale=scale)
+            optim.ema(average, p, step, settings.ema)
+
+        workers.each(update, state.params, state.m, state.v, grad, state.ema)
     state.step = step
     return metrics

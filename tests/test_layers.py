@@ -1,6 +1,7 @@
 """layers/: each forward pass against its scalar-loop twin, each gradient by projection."""
 
 import math
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from gradcheck import Case, check_gradient, random_parameters, read_only
 from minddpm import layers
 from minddpm.layers.norm_swish import fused_norm_swish
 from minddpm.layers.plan import plain_norm_swish
-from minddpm.layers.winograd import transform, winograd
+from minddpm.layers.products import linear_in_pieces
+from minddpm.layers.thin import thin_conv2d
+from minddpm.layers.winograd import transform, winograd, winograd_shifted
 
 SEEDS = [3, 2**64 - 1]                  # dropout: one for each of two images
 
@@ -33,7 +36,15 @@ def norm(c):
 
 LINEAR, CONV, NORM, SWISH = "minddpm.layers.linear", "minddpm.layers.conv", "minddpm.layers.norm", "minddpm.layers.swish"
 PLAN, WINOGRAD, NORM_SWISH = "minddpm.layers.plan", "minddpm.layers.winograd", "minddpm.layers.norm_swish"
+PRODUCTS, THIN = "minddpm.layers.products", "minddpm.layers.thin"
 ATTENTION, UPSAMPLE, DROPOUT = "minddpm.layers.attention", "minddpm.layers.upsample", "minddpm.layers.dropout"
+
+
+def image_by_image(w, p, x):
+    """Winograd's convolution with so small a limit that every image is a block of its own."""
+    with mock.patch.multiple(w, create=True, BLOCK=1, TILES=0):
+        return w.winograd(p, x)
+
 
 CASES = {
     "linear":                Case(LINEAR, lambda m: lambda p, x: m.linear(p, x), (dense(3, 5), draw(4, 3))),
@@ -46,6 +57,17 @@ CASES = {
     "winograd m=2 keep":
        Case(WINOGRAD, lambda w: lambda p, x: w.winograd(p | {"winograd": transform(p["weight"], 2)}, x, keep=True),
             (kernel(3, 3, 2), draw(2, 3, 4, 3))),
+    "winograd m=2 image by image":
+       Case(WINOGRAD, lambda w: lambda p, x: image_by_image(w, p | {"winograd": transform(p["weight"], 2)}, x),
+            (kernel(3, 3, 2), draw(3, 3, 4, 3))),
+    **{f"winograd_shifted m={m}":
+       Case(WINOGRAD, lambda w, m=m: lambda p, x, v: w.winograd_shifted(p | {"winograd": transform(p["weight"], m)}, x, v),
+            (kernel(3, 3, 2), draw(2, 5, 3, 3), draw(2, 2))) for m in (2, 4)},
+    "conv3x3_shifted":       Case(PLAN, lambda m: lambda p, x, v: m.conv3x3_shifted(p, x, v),
+                                  (kernel(3, 2, 3), draw(2, 4, 3, 2), draw(2, 3))),
+    **{f"thin_conv2d k={k}":
+       Case(THIN, lambda m: lambda p, x: m.thin_conv2d(p, x), (kernel(k, 4, 2), draw(2, 4, 3, 4))) for k in (1, 3, 5)},
+    "linear_in_pieces":      Case(PRODUCTS, lambda m: lambda p, x: m.linear_in_pieces(p, x), (dense(4, 2), draw(2, 3, 5, 4))),
     "conv1x1":               Case(CONV, lambda m: lambda p, x: m.conv1x1(p, x), (kernel(1, 3, 4), draw(2, 4, 3, 3))),
     **{f"conv2d k={k} stride={stride} {B}x{H}x{W}":
        Case(CONV, lambda m, stride=stride: lambda p, x: m.conv2d(p, x, stride), (kernel(k, 3, 2), draw(B, H, W, 3)))
@@ -98,10 +120,13 @@ def test_every_layer_has_a_case_and_a_twin():
 
     class Recorder:
         def __getattr__(self, name):
+            if name.isupper():                                              # a constant
+                raise AttributeError(name)
             called.add(name)
             return fast[name] if name in fast else getattr(layers, name)
 
-    fast = dict(winograd=winograd, fused_norm_swish=fused_norm_swish, plain_norm_swish=plain_norm_swish)
+    fast = dict(winograd=winograd, winograd_shifted=winograd_shifted, thin_conv2d=thin_conv2d, linear_in_pieces=linear_in_pieces,
+                fused_norm_swish=fused_norm_swish, plain_norm_swish=plain_norm_swish)
 
     for case in CASES.values():
         case.f(Recorder())(*case.args)

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "minddpm"
 # Bottom to top: a module imports modules of lower lines only, never one of its own line.
 LEVELS = [line.split() for line in """
     errors
-    tree backend ahead files memory options progress distance range_coder
+    tree backend ahead helper files memory options progress distance range_coder
     readers tensorfile optim mrc fitting workers
     data
     images
@@ -31,7 +31,9 @@ LEVELS = [line.split() for line in """
     objective sample likelihood coding
 
     layers.linear layers.attention layers.dropout layers.embedding layers.swish layers.upsample layers.cuda
+    layers.products
     layers.conv layers.norm layers.winograd layers.norm_swish
+    layers.thin
     layers.plan
     layers
     blocks fused
@@ -71,6 +73,7 @@ OTHER_LENGTHS = {
     "datasets": "a folder of data needs an __init__.py to be found by importlib.resources",
     "ahead": "one generator",
     "errors": "one exception",
+    "helper": "one variable",
     "readalong": "the name of a folder",
     "layers": "the rules that all layers follow, and their names",
     "layers.linear": "one file a layer, and this one is y = x W + b",

@@ -61,6 +61,7 @@ def test_each_returned_gradient_scaled(name):
 
 ADJOINTS = {"col2im", "column_sums", "_tile", "_tiles_back"}       # helpers that only gradients use
 SHAPES = {"shape", "ndim", "size", "dtype"}
+MEMORY = ("np.empty", "_empty(")        # calls that answer with memory that is yet to be filled
 
 
 class Planter(ast.NodeTransformer):
@@ -74,9 +75,15 @@ class Planter(ast.NodeTransformer):
             return self.generic_visit(node)
         self.inside = True
         self.buffers = {target.id for line in ast.walk(node) if isinstance(line, ast.Assign) for pair in _pairs(line)
-                        for target, value in [pair] if ast.unparse(value).startswith("np.empty")}
+                        for target, value in [pair] if ast.unparse(value).startswith(MEMORY)}
         node.body = [self.visit(line) for line in node.body]
         self.inside = False
+        return node
+
+    def visit_Expr(self, node):
+        """A call for what it writes to its argument out: its value is no factor."""
+        if self.inside and isinstance(node.value, ast.Call):
+            node.value.args = [self.visit(arg) for arg in node.value.args]
         return node
 
     def visit(self, node):
@@ -89,7 +96,7 @@ class Planter(ast.NodeTransformer):
         if isinstance(node, ast.Name | ast.Subscript) and names & self.buffers:
             return node                                             # nor is memory that is yet to be filled
         text, line = ast.unparse(node), node.lineno
-        if text.startswith(("len(", "np.empty")) or isinstance(node, ast.Attribute) and node.attr in SHAPES:
+        if text.startswith(("len(", *MEMORY)) or isinstance(node, ast.Attribute) and node.attr in SHAPES:
             return node                                             # nor are shapes
         if re.match(r"np\.\w+_like\(|backend\.ones\(", text):
             pass                                                    # np.ones_like(rows): of rows only the shape matters
@@ -158,7 +165,8 @@ def test_faults_are_planted_in_every_gradient():
     planted = {module: len(Planted(module).places) for module in MODULES}
     assert {"minddpm.blocks", "minddpm.unet", "minddpm.objective", "minddpm.layers.attention", "minddpm.layers.conv",
             "minddpm.layers.dropout", "minddpm.layers.linear", "minddpm.layers.norm", "minddpm.layers.norm_swish",
-            "minddpm.layers.swish", "minddpm.layers.upsample", "minddpm.layers.winograd"} <= set(planted)
+            "minddpm.layers.swish", "minddpm.layers.upsample", "minddpm.layers.winograd", "minddpm.layers.thin",
+            "minddpm.layers.products"} <= set(planted)
     assert planted["minddpm.layers.swish"] == 8         # dy · (s + y · (1 − s)): four factors, four operations
 
 
@@ -175,8 +183,8 @@ MUTANTS = [
     ("layers.norm_swish", "norm_swish fused groups=2", "q * d - r *", "-r *"),
     ("layers.norm_swish", "norm_swish fused groups=2", "+ d * mean)", ")"),
     ("layers.norm_swish", "norm_swish fused groups=2", "q = -r * r *", "q = -r *"),
-    ("layers.norm_swish", "norm_swish fused groups=2", "group_mean(gamma * mean))", "gamma * mean)"),
-    ("layers.norm_swish", "norm_swish fused groups=2", "y[block]) - 1", "y[block])"),
+    ("layers.norm_swish", "norm_swish fused groups=2", "((gamma * mean) @ group_average)", "(gamma * mean)"),
+    ("layers.norm_swish", "norm_swish fused groups=2", "dn = 2 - rows(f[block])", "dn = 1 - rows(f[block])"),
     ("layers.winograd", "winograd m=2 keep", "kept.append(V)", "kept.append(V[::-1])"),
     ("layers.swish", "swish", "s + y * (1 - s)", "s + s * (1 - s)"),
     ("layers.swish", "swish", "s + y * (1 - s)", "s + y"),
@@ -209,7 +217,12 @@ MUTANTS = [
     ("bound", "decoder_nll", "np.where(bottom, 0, np.exp(", "np.where(False,  0, np.exp("),
     ("bound", "decoder_nll", "(r_plus * plus - r_minus * minus)", "(r_plus - r_minus)"),
     ("blocks", "resblock C=N", "return dx + ds, dtemb, dp", "return dx, dtemb, dp"),
-    ("blocks", "resblock C=N", "temb_back(dh.sum(axis=(1, 2)))", "temb_back(dh.mean(axis=(1, 2)))"),
+    ("blocks", "resblock C=N", "temb_back(dht)", "temb_back(dht / 2)"),
+    ("layers.plan", "conv3x3_shifted", "dy.sum(axis=(1, 2))", "dy.mean(axis=(1, 2))"),
+    ("layers.winograd", "winograd_shifted m=2", "dv[block] = column_sums(dM[one]", "dv[block] = column_sums(dM[0]"),
+    ("layers.winograd", "winograd_shifted m=4", '"bias": dv.sum(axis=0)', '"bias": dv[0]'),
+    ("layers.thin", "thin_conv2d k=3", "(1, 2, 0, 3)[::-1, ::-1]", "(1, 2, 0, 3)"),
+    ("layers.products", "linear_in_pieces", "transposed_times(rows, dy_rows)", "transposed_times(rows[1:], dy_rows[1:])"),
     ("blocks", "resblock C=N dropout", "da2 = drop_back(dd2) if drop_back else dd2", "da2 = dd2"),
     ("blocks", "attention_block", "dnq + dnk + dnv", "dnq + dnv"),
     ("blocks", "attention_block", "return dx + dy, dp |", "return dx, dp |"),

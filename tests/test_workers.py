@@ -1,6 +1,7 @@
 """workers.py: results in order, really side by side, few in flight, BLAS on one thread meanwhile and as before afterwards."""
 
 import ctypes
+import os
 import resource
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from minddpm.errors import UserError
+from minddpm.helper import helper
 from minddpm.workers import Workers
 
 PATIENCE = 10   # seconds until a test that waits for another thread fails instead of hanging
@@ -213,3 +215,51 @@ def test_freed_memory_is_used_again_while_workers_run_and_given_back_after():
         inside = faults()
     after = faults()
     assert inside < 100 and after > 10 * max(inside, 1)
+
+
+# CPUs and help
+
+
+def cpus():
+    return os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+
+
+@pytest.mark.skipif(len(cpus()) < 2, reason="needs two CPUs, and a system that can place threads")
+def test_as_many_threads_as_cpus_have_one_each_and_the_caller_keeps_all():
+    before = cpus()
+    meeting = threading.Barrier(len(before), timeout=PATIENCE)
+
+    def where(_):
+        meeting.wait()
+        return frozenset(os.sched_getaffinity(0))
+
+    with Workers(len(before)) as workers:
+        seen = list(workers.map(where, before))
+        assert cpus() == before
+    assert {cpu for places in seen for cpu in places} == before and all(len(places) == 1 for places in seen)
+    with Workers(len(before) + 1) as workers:                       # another number of threads: wherever there is room
+        assert set(workers.map(lambda _: frozenset(os.sched_getaffinity(0)), range(4))) == {frozenset(before)}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_helped_function_can_ask_an_idle_thread_and_no_other_function_can(threads):
+    def who(_):
+        help = helper.get()
+        return help and (threading.get_ident(), help(threading.get_ident).result(PATIENCE))
+
+    with Workers(threads) as workers:
+        [found] = workers.map(workers.helped(who), [0])
+        meeting = threading.Barrier(threads, timeout=PATIENCE)
+        assert list(workers.map(lambda _: (meeting.wait(), helper.get())[1], range(threads))) == [None] * threads
+    assert helper.get() is None
+    assert found is None if threads == 1 else len({*found, threading.get_ident()}) == 3
+
+
+def test_a_helped_function_that_fails_leaves_no_helper_behind():
+    def fail(_):
+        raise ValueError("no")
+
+    with Workers(1) as workers:
+        with pytest.raises(ValueError, match="no"):
+            list(workers.map(workers.helped(fail), [0]))
+        assert helper.get() is None

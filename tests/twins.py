@@ -47,6 +47,18 @@ def winograd(p, x, keep=False):
     return conv2d(p, x)
 
 
+def conv3x3_shifted(p, x, v, keep=False):
+    """And v_bn at each pixel of image b."""
+    y = conv2d(p, x)
+    for image, row, column, n in np.ndindex(*y.shape):
+        y[image, row, column, n] += v[image, n]
+    return y
+
+
+winograd_shifted = conv3x3_shifted
+thin_conv2d, linear_in_pieces = conv2d, linear
+
+
 def conv1x1(p, x):
     """Each pixel by itself through the matrix weight[0, 0]."""
     return linear({"weight": p["weight"][0, 0], "bias": p["bias"]}, x)

@@ -8,10 +8,21 @@ Write ⟨a, b⟩ for the sum of the elementwise products.  `back` computes the a
 which ⟨dy, J v⟩ = ⟨dx, v⟩ for every v; tests/gradcheck.py tests this very equation.
 """
 
-from minddpm.layers.conv import conv1x1
-from minddpm.layers.linear import linear
-from minddpm.layers.plan import attention, conv2d, conv3x3, dropout, group_norm, norm_swish, prepare, swish, timestep_embedding
+from minddpm.layers.plan import (
+    attention,
+    conv1x1,
+    conv2d,
+    conv3x3,
+    conv3x3_shifted,
+    dropout,
+    group_norm,
+    linear,
+    norm_swish,
+    prepare,
+    swish,
+    timestep_embedding,
+)
 from minddpm.layers.upsample import upsample
 
-__all__ = ["attention", "conv1x1", "conv2d", "conv3x3", "dropout", "group_norm", "linear", "norm_swish", "prepare",
-           "swish", "timestep_embedding", "upsample"]
+__all__ = ["attention", "conv1x1", "conv2d", "conv3x3", "conv3x3_shifted", "dropout", "group_norm", "linear", "norm_swish",
+           "prepare", "swish", "timestep_embedding", "upsample"]

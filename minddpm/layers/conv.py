@@ -60,9 +60,10 @@ def _taps(shape, k, stride):
     return [np.s_[:, i:H - k + i + 1:stride, j:W - k + j + 1:stride] for i in range(k) for j in range(k)]
 
 
-def conv1x1(p, x):
+def conv1x1(p, x, linear=linear):
     """App. B.  1×1 convolution (the released code's `nin`): a dense layer on each pixel.  weight (1,1,C,N), x (B,H,W,C).
 
+    linear: the dense layer, or another way to compute it.
     Back, Keeps: as `linear`.
     """
     w = p["weight"]

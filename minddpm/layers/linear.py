@@ -25,5 +25,5 @@ def linear(p, x):
 
 
 def column_sums(rows):
-    """Σ over the first axis of (M,N) -> (N,), as the product 1ᵀ·rows: several times faster than sum(axis=0)."""
-    return backend.ones(len(rows), rows) @ rows
+    """Σ over the rows of (…,M,N) -> (…,N), as the product 1ᵀ·rows: several times faster than sum(axis=-2)."""
+    return backend.ones(rows.shape[-2], rows) @ rows

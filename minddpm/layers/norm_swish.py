@@ -1,5 +1,7 @@
 """App. B.  Group normalisation and swish in one layer and few passes over memory: what norm.py and swish.py compute."""
 
+from functools import cache
+
 import numpy as np
 
 BLOCK = 2**19               # numbers that are worked on at a time, so that they stay in the cache between the passes
@@ -12,9 +14,9 @@ def fused_norm_swish(p, x, groups, eps=1e-6):
 
         d = c − m        u = mean(z²) + mean(d²)        r = 1/√(u + eps)        x̂ = (z + d) r
 
-    and with a = γ r the whole layer is one scaling and shift of each channel, an exponential and a division:
+    and with a = γ r the whole layer is one scaling and shift of each channel and a tanh, since 1/(1 + e^−n) = (1 + tanh n/2)/2:
 
-        n = a z + (a d + β)          f = −(1 + e^−n)          y = −n / f
+        n = a z + (a d + β)          h = n/2          f = 1 + tanh h          y = h f
     Back:  see the derivation.      Keeps: x, y, f.
     """
     gamma, beta = p["weight"], p["bias"]
@@ -22,57 +24,62 @@ def fused_norm_swish(p, x, groups, eps=1e-6):
     y, f = np.empty_like(x, order="C"), np.empty_like(x, order="C")
     images = max(1, round(BLOCK / (H * W * C)))
     blocks = [slice(b, b + images) for b in range(0, B, images)]
-
-    def along_rows(v):
-        """(b,C) -> (b,1,W·C): beside an image's rows, whose inner loop is longer than over C alone."""
-        return np.tile(v, W)[:, None]
+    average, group_average = np.full(H * W, 1 / (H * W), x.dtype), _group_average(C, groups, x.dtype)
 
     def rows(a):
+        """(b,H,W,C) -> (b,H,W·C), whose inner loop is longer than over C alone."""
         return a.reshape(-1, H, W * C)
 
-    def channel_mean(a):
-        return np.matmul(np.ones((1, H * W), x.dtype), a.reshape(-1, H * W, C))[:, 0] / (H * W)
+    def along_rows(v):
+        """(b,C) -> (b,1,W·C): beside an image's rows."""
+        return v[:, None].repeat(W, axis=1).reshape(-1, 1, W * C)
 
-    def group_mean(v):
-        """(b,C) means of channels -> (b,C) means of their groups."""
-        return np.repeat(v.reshape(-1, groups, C // groups).mean(axis=-1), C // groups, axis=-1)
+    def channel_mean(a):
+        return average @ a.reshape(-1, H * W, C)
 
     statistics = []
-    with np.errstate(over="ignore"):                # e^−n may reach ∞, where y = 0 is right
-        for block in blocks:
-            c = channel_mean(x[block])
-            z = rows(x[block]) - along_rows(c)
-            d = c - group_mean(c)
-            r = 1 / np.sqrt(group_mean(channel_mean(z * z) + d * d) + eps)
-            z *= along_rows(-gamma * r)
-            z -= along_rows(gamma * r * d + beta)                               # −n
-            e = np.exp(z, out=rows(f[block]))
-            np.subtract(-1, e, out=rows(f[block]))
-            np.divide(z, rows(f[block]), out=rows(y[block]))
-            statistics.append((c, d, r))
+    for block in blocks:
+        n, e = rows(y[block]), rows(f[block])
+        c = channel_mean(x[block])
+        z = np.subtract(rows(x[block]), along_rows(c), out=n)
+        d = c - c @ group_average
+        r = 1 / np.sqrt((channel_mean(np.multiply(z, z, out=e)) + d * d) @ group_average + eps)
+        half_a = gamma / 2 * r
+        z *= along_rows(half_a)
+        z += along_rows(half_a * d + beta / 2)                              # h
+        np.tanh(z, out=e)
+        e += 1
+        n *= e
+        statistics.append((c, d, r))
 
-    # s = −1/f, and swish' = s + y (1 − s) = y + (y − 1)/f, hence dn = dy [ y + (y − 1)/f ].
+    # f' = 1 − tanh² = f (2 − f), so 2 swish' = f + h f' = f + y (2 − f), and 2 dn = dy [ f + y (2 − f) ].
     # Two sums over the pixels give the rest, Σ dn and Σ dn x̂ = r (Σ dn z + d Σ dn): they are dβ and dγ, and with group_norm's
     #       dx = r [ γ dn − mean(γ dn) − x̂ mean(γ dn x̂) ]
     # dx = a dn + q z + q d − r mean(γ dn),   q = −r² mean(γ dn x̂):  again a scaling and a shift for each channel.
     def fused_norm_swish_back(dy):
         dx, dgamma, dbeta = np.empty_like(x, order="C"), np.zeros_like(gamma), np.zeros_like(beta)
         for block, (c, d, r) in zip(blocks, statistics, strict=True):
-            dn = rows(y[block]) - 1
-            dn /= rows(f[block])
-            dn += rows(y[block])
-            dn *= rows(dy[block])
+            dn = 2 - rows(f[block])
+            dn *= rows(y[block])
+            dn += rows(f[block])
+            dn *= rows(dy[block])                                           # 2 dn
             z = rows(x[block]) - along_rows(c)
-            mean = channel_mean(dn)
-            mean_xhat = r * (channel_mean(dn * z) + d * mean)
+            mean = channel_mean(dn) / 2
+            mean_xhat = r * (channel_mean(np.multiply(dn, z, out=rows(dx[block]))) / 2 + d * mean)
             dgamma += H * W * mean_xhat.sum(axis=0)
             dbeta += H * W * mean.sum(axis=0)
-            q = -r * r * group_mean(gamma * mean_xhat)
-            dn *= along_rows(gamma * r)
+            q = -r * r * ((gamma * mean_xhat) @ group_average)
+            dn *= along_rows(gamma / 2 * r)
             z *= along_rows(q)
             dn += z
-            dn += along_rows(q * d - r * group_mean(gamma * mean))
-            dx[block] = dn.reshape(-1, H, W, C)
+            np.add(dn, along_rows(q * d - r * ((gamma * mean) @ group_average)), out=rows(dx[block]))
         return dx, {"weight": dgamma, "bias": dbeta}
 
     return y, fused_norm_swish_back
+
+
+@cache
+def _group_average(C, groups, dtype):
+    """(C,C): the matrix that replaces each channel's number by the mean of its group's."""
+    size = C // groups
+    return np.kron(np.eye(groups), np.full((size, size), 1 / size)).astype(dtype)

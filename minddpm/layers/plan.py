@@ -4,18 +4,24 @@ Every fast form stands beside a plain one that is the one to read.  A layer's na
 for its kernels in cuda.py.  The environment variable MINDDPM_KERNELS=0 switches all fast forms off, see backend.fast.
 """
 
+from functools import partial
+
 import numpy as np
 
 from minddpm import backend, tree
 from minddpm.layers import cuda
 from minddpm.layers.attention import attention as plain_attention
+from minddpm.layers.conv import conv1x1 as plain_conv1x1
 from minddpm.layers.conv import conv2d as plain_conv2d
 from minddpm.layers.dropout import dropout as plain_dropout
 from minddpm.layers.embedding import timestep_embedding as plain_timestep_embedding
+from minddpm.layers.linear import linear as plain_linear
 from minddpm.layers.norm import group_norm as plain_group_norm
 from minddpm.layers.norm_swish import fused_norm_swish
+from minddpm.layers.products import linear_in_pieces
 from minddpm.layers.swish import swish as plain_swish
-from minddpm.layers.winograd import transform, winograd
+from minddpm.layers.thin import thin_conv2d
+from minddpm.layers.winograd import transform, winograd, winograd_shifted
 
 
 def attention(q, k, v):
@@ -24,8 +30,13 @@ def attention(q, k, v):
 
 
 def conv2d(p, x, stride=1):
-    """App. B.  k×k convolution, see conv.py."""
-    return (cuda.conv2d if cuda.fits(x, p["weight"]) else plain_conv2d)(p, x, stride)
+    """App. B.  k×k convolution, see conv.py; to few channels, see thin.py."""
+    if cuda.fits(x, p["weight"]):
+        return cuda.conv2d(p, x, stride)
+    C, N = p["weight"].shape[2:]
+    if stride == 1 and 4 * N <= C and backend.fast() and not backend.is_cuda(x):
+        return thin_conv2d(p, x)
+    return plain_conv2d(p, x, stride)
 
 
 def dropout(x, rate, seeds, layer):
@@ -51,6 +62,29 @@ def timestep_embedding(t, dim, like):
 def conv3x3(p, x):
     """App. B.  3×3 convolution, stride 1, as conv2d, which it is where p holds no transformed weight (see `prepare`)."""
     return winograd(p, x, keep="keep_points" in p) if "winograd" in p else conv2d(p, x)
+
+
+def conv3x3_shifted(p, x, v):
+    """App. B.  y = conv3x3(p, x) + v, v (B,N) at every pixel of its image.  Back: dy -> dx, dv, dp."""
+    if "winograd" in p:
+        return winograd_shifted(p, x, v, keep="keep_points" in p)
+    h, conv_back = conv2d(p, x)
+
+    def conv3x3_shifted_back(dy):
+        dx, dp = conv_back(dy)
+        return dx, dy.sum(axis=(1, 2)), dp
+
+    return h + v[:, None, None, :], conv3x3_shifted_back
+
+
+def conv1x1(p, x):
+    """App. B.  1×1 convolution, see conv.py."""
+    return plain_conv1x1(p, x, linear)
+
+
+def linear(p, x):
+    """App. B.  Dense layer, see linear.py."""
+    return (linear_in_pieces if backend.fast() and not backend.is_cuda(x) else plain_linear)(p, x)
 
 
 def norm_swish(p, x, groups, eps=1e-6):
@@ -97,9 +131,7 @@ def prepare(params, side, each=map, training=False):
     if backend.is_cuda(params["conv_in"]["weight"]) or not backend.fast():
         return params
     ready = tree.map(lambda a: a, params)
-    for p in each(_prepare_conv, list(_convs(ready, side))):
-        if training and "winograd" in p:
-            p["keep_points"] = np.bool_(True)
+    list(each(partial(_prepare_conv, training=training), _convs(ready, side)))
     return ready
 
 
@@ -115,8 +147,15 @@ def _convs(p, side):
             yield upsampler["conv"], 2 * block_side
 
 
-def _prepare_conv(conv_and_side):
+def _prepare_conv(conv_and_side, training):
     p, side = conv_and_side
-    if m := tile_size(side, *p["weight"].shape[2:]):
-        p["winograd"] = transform(p["weight"], m)
-    return p
+    C, N = p["weight"].shape[2:]
+    m = tile_size(side, C, N)
+    if not m:
+        return
+    p["winograd"] = transform(p["weight"], m)
+    # What spares the gradient time: for wide convolutions little, and at much memory.
+    if training and C <= 64:
+        p["keep_points"] = np.bool_(True)
+    if training and max(C, N) <= 128:
+        p["winograd_transposed"] = transform(p["weight"].swapaxes(2, 3), m)

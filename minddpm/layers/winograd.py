@@ -24,6 +24,7 @@ from functools import cache
 import numpy as np
 
 from minddpm.layers.linear import column_sums
+from minddpm.layers.products import batch_times, times_columns
 
 # The second point must be 1 (see `one` below).  Of the sets tried, the one of the smallest error in float32: 1.5 times less
 # than the usual 0, 1, −1, 2, −2.
@@ -57,18 +58,28 @@ def _twice(m, dtype):
 
 def transform(w, m):
     """U = (G⊗G) w: weight (3,3,C,N) -> (a²,C,N).  The same for every image, so it is made once a step and shared."""
-    C, N = w.shape[2:]
     _, GG, _ = _twice(m, w.dtype)
-    return (GG @ w.reshape(9, C * N)).reshape(-1, C, N)
+    return _transformed(GG, w.reshape(9, *w.shape[2:]))
 
 
 def winograd(p, x, keep=False):
-    """App. B.  3×3 convolution, stride 1: what conv2d(p, x) is.  weight (3,3,C,N), bias (N,), winograd: U of `transform`,
-    x (B,H,W,C) -> y (B,H,W,N).
+    """App. B.  3×3 convolution, stride 1: what conv2d(p, x) is.  Back: dy -> dx, dp.  Keeps: as `winograd_shifted`."""
+    y, shifted_back = winograd_shifted(p, x, np.zeros_like(x, shape=(len(x), p["weight"].shape[3])), keep)
+
+    def winograd_back(dy):
+        dx, _, dp = shifted_back(dy)
+        return dx, dp
+
+    return y, winograd_back
+
+
+def winograd_shifted(p, x, v, keep=False):
+    """App. B.  conv2d(p, x) + v, the same at every pixel of an image.  weight (3,3,C,N), bias (N,), winograd: U of `transform`,
+    x (B,H,W,C), v (B,N) -> y (B,H,W,N).  Back: dy -> dx, dv, dp.
 
     For some images at a time, with T tiles (the last ones padded with zeros where m does not divide H or W):
 
-        V = (Bᵀ⊗Bᵀ) tiles(x)    (a²,T,C)        M[k] = V[k] U[k] at each point k        y = untile( (Aᵀ⊗Aᵀ) M ) + bias
+        V = (Bᵀ⊗Bᵀ) tiles(x)    (a²,T,C)        M[k] = V[k] U[k] at each point k        y = untile( (Aᵀ⊗Aᵀ) M ) + bias + v
 
     Back:  dM = (A⊗A) tile(dy),   dU[k] = V[k]ᵀ dM[k],   dV[k] = dM[k] U[k]ᵀ,   dx = tiles's adjoint of (B⊗B) dV,
            dW = (Gᵀ⊗Gᵀ) dU.  The gradient has conv2d's keys: U is the weight, written another way.
@@ -80,81 +91,104 @@ def winograd(p, x, keep=False):
     m = round(a2**0.5) - 2
     rows, columns = -(-H // m), -(-W // m)
     AA, GG, BB = _twice(m, x.dtype)
-    images = max(1, round((BLOCK / max(C, N) + TILES) / (rows * columns)))
-    blocks = [slice(b, b + images) for b in range(0, B, images)]
+    count = max(1, min(B, round(B * rows * columns / (BLOCK / max(C, N) + TILES))))
+    blocks = [slice(B * i // count, B * (i + 1) // count) for i in range(count)]
     one = m + 3                                     # the point (1, 1), where Aᵀ⊗Aᵀ has ones only: a constant added here
     y = np.empty((B, rows * m, columns * m, N), x.dtype)          # is added to every output of the tile
     kept = []
 
     def points(block):
-        return _points(BB, _tiles(x[block], m, rows, columns))
+        return _transformed(BB, _tiles(x[block], m, rows, columns))
 
     for block in blocks:
         V = points(block)
         if keep:
             kept.append(V)
-        M = np.matmul(V, U)
-        M[one] += p["bias"]
-        _untile(y[block], AA @ M.reshape(a2, -1), m)
+        M = _products(V, U)
+        M[one].reshape(-1, rows * columns, N)[...] += (p["bias"] + v[block])[:, None]
+        _cells(y[block], m)[...] = _transformed(AA, M).reshape(m, m, -1, rows, columns, N)
 
-    def winograd_back(dy):
-        dx, dU, db = np.empty((B, H, W, C), x.dtype), np.zeros_like(U), np.zeros_like(p["bias"])
+    def winograd_shifted_back(dy):
+        dx, dv, dU = np.empty((B, H, W, C), x.dtype), np.empty((B, N), x.dtype), None
+        Ut = p.get("winograd_transposed", U.swapaxes(1, 2))
         for block, V in zip(blocks, kept or map(points, blocks), strict=True):
-            dM = _points(AA.T, _tile(dy[block], m, rows, columns))
-            db += column_sums(dM[one])
-            dU += np.matmul(V.swapaxes(1, 2), dM)
-            dV = np.matmul(dM, U.swapaxes(1, 2))
-            _tiles_back(dx[block], BB.T @ dV.reshape(a2, -1), m, rows, columns)
-        dw = GG.T @ dU.reshape(a2, C * N)
-        return dx, {"weight": dw.reshape(w.shape), "bias": db}
+            dM = _transformed(AA.T, _tile(dy[block], m, rows, columns))
+            dv[block] = column_sums(dM[one].reshape(-1, rows * columns, N))
+            products = _products(V.swapaxes(1, 2), dM)
+            dU = np.add(dU, products, out=dU) if block.start else products
+            dV = _products(dM, Ut)
+            _tiles_back(dx[block], _transformed(BB.T, dV), m, rows, columns)
+        dw = np.empty(w.shape, w.dtype)
+        times_columns(GG.T, dU.reshape(a2, C * N), dw.reshape(9, C * N))
+        return dx, dv, {"weight": dw, "bias": dv.sum(axis=0)}
 
-    return y[:, :H, :W], winograd_back
+    return y[:, :H, :W], winograd_shifted_back
 
 
-def _points(matrix, tiles):
-    """A transform of every tile: (k,l) @ (l,T,C) -> (k,T,C)."""
-    return (matrix @ tiles.reshape(len(tiles), -1)).reshape(-1, *tiles.shape[1:])
+def _empty(k, T, C, dtype):
+    """(k,T,C) for a transform's matrix product, with 16 numbers unused after each of the k: at distances of a multiple of
+    4096 bytes the k numbers that are multiplied together would share one place in the cache, at half the speed."""
+    return np.empty((k, T * C + 16), dtype)[:, :T * C].reshape(k, T, C)
+
+
+def _transformed(matrix, tiles):
+    """A transform of every tile: (k,l), (l,T,C) -> (k,T,C)."""
+    out = _empty(len(matrix), *tiles.shape[1:], tiles.dtype)
+    times_columns(matrix, tiles.reshape(len(tiles), -1), out.reshape(len(out), -1))
+    return out
+
+
+def _products(V, U):
+    """The product at every point: (k,T,C), (k,C,N) -> (k,T,N)."""
+    out = _empty(*V.shape[:2], U.shape[2], V.dtype)
+    batch_times(V, U, out)
+    return out
+
+
+def _cells(image, m):
+    """A view of (b,R·m,S·m,C) as cells of m×m pixels, (m,m,b,R,S,C)."""
+    b, height, width, C = image.shape
+    return image.reshape(b, height // m, m, width // m, m, C).transpose(2, 4, 0, 1, 3, 5)
+
+
+@cache
+def _pieces(m):
+    """A tile is a cell and the first 2 rows and columns of those beyond: [(where a piece is in the tile, where in `_cells`)]."""
+    pieces = (np.s_[:m], np.s_[:], np.s_[:-1]), (np.s_[m:], np.s_[:2], np.s_[1:])
+    return [((i, j), (p, q, slice(None), r, s)) for i, p, r in pieces for j, q, s in pieces]
 
 
 def _tiles(x, m, rows, columns):
     """(b,H,W,C) -> (a²,T,C): every a×a tile of x, padded with zeros; neighbours overlap by 2."""
     b, H, W, C = x.shape
-    padded = np.zeros((b, rows * m + 2, columns * m + 2, C), x.dtype)
+    padded = np.zeros((b, (rows + 1) * m, (columns + 1) * m, C), x.dtype)
     padded[:, 1:H + 1, 1:W + 1] = x
-    tiles = np.empty(((m + 2)**2, b, rows, columns, C), x.dtype)
-    for k, place in enumerate(_places(m, rows, columns)):
-        tiles[k] = padded[place]
-    return tiles.reshape(len(tiles), -1, C)
+    tiles = _empty((m + 2)**2, b * rows * columns, C, x.dtype)
+    places, cells = tiles.reshape(m + 2, m + 2, b, rows, columns, C), _cells(padded, m)
+    for in_tile, in_cells in _pieces(m):
+        places[in_tile] = cells[in_cells]
+    return tiles
 
 
 def _tiles_back(dx, dtiles, m, rows, columns):
     """The adjoint of `_tiles`, into dx (b,H,W,C): where tiles overlap, their gradients add."""
     b, H, W, C = dx.shape
-    dpadded = np.zeros((b, rows * m + 2, columns * m + 2, C), dx.dtype)
-    for dtile, place in zip(dtiles.reshape(-1, b, rows, columns, C), _places(m, rows, columns), strict=True):
-        dpadded[place] += dtile
+    dpadded = np.empty((b, (rows + 1) * m, (columns + 1) * m, C), dx.dtype)
+    dplaces, dcells = dtiles.reshape(m + 2, m + 2, b, rows, columns, C), _cells(dpadded, m)
+    dpadded[:, rows * m:] = 0
+    dpadded[:, :, columns * m:] = 0
+    (in_tile, in_cells), *beyond = _pieces(m)
+    dcells[in_cells] = dplaces[in_tile]
+    for in_tile, in_cells in beyond:
+        dcells[in_cells] += dplaces[in_tile]
     dx[...] = dpadded[:, 1:H + 1, 1:W + 1]
 
 
-@cache
-def _places(m, rows, columns):
-    """For each place in an a×a tile, the slice of the padded image where the tiles have it."""
-    return [np.s_[:, i:i + m * (rows - 1) + 1:m, j:j + m * (columns - 1) + 1:m] for i in range(m + 2) for j in range(m + 2)]
-
-
-def _untile(y, outputs, m):
-    """(m²,T·N) -> y (b,m·rows,m·columns,N), in place: the m×m outputs of each tile side by side."""
-    b, height, width, N = y.shape
-    for k, output in enumerate(outputs.reshape(m * m, b, height // m, width // m, N)):
-        y[:, k // m::m, k % m::m] = output
-
-
 def _tile(dy, m, rows, columns):
-    """The adjoint of `_untile` and of the cut to (H,W): (b,H,W,N) -> (m²,T,N), zeros beyond the edge."""
+    """The adjoint of laying m×m outputs side by side and cutting to (H,W): (b,H,W,N) -> (m²,T,N), zeros beyond the edge."""
     b, H, W, N = dy.shape
     if (H, W) != (rows * m, columns * m):
         dy = np.pad(dy, ((0, 0), (0, rows * m - H), (0, columns * m - W), (0, 0)))
-    tiles = np.empty((m * m, b, rows, columns, N), dy.dtype)
-    for k in range(m * m):
-        tiles[k] = dy[:, k // m::m, k % m::m]
-    return tiles.reshape(m * m, -1, N)
+    tiles = _empty(m * m, b * rows * columns, N, dy.dtype)
+    tiles.reshape(m, m, b, rows, columns, N)[...] = _cells(dy, m)
+    return tiles

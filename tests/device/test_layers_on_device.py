@@ -2,13 +2,14 @@
 
 import numpy as np
 import pytest
-from test_layers import CASES, NORM_SWISH, PLAN, WINOGRAD
+from test_layers import CASES, NORM_SWISH, PLAN, PRODUCTS, THIN, WINOGRAD
 
 from minddpm import backend, layers, tree
 from minddpm.diffusion import Schedule
 from minddpm.objective import OBJECTIVES, Example
 
-ON_DEVICE = {name: case for name, case in CASES.items() if case.module not in (WINOGRAD, NORM_SWISH)}     # the host's
+HOSTS = WINOGRAD, NORM_SWISH, PRODUCTS, THIN
+ON_DEVICE = {name: case for name, case in CASES.items() if case.module not in HOSTS}
 DTYPES = {"float64": (np.float64, 1e-12), "float32": (np.float32, 2e-6)}
 
 
