@@ -158,13 +158,23 @@ def _pieces(m):
     return [((i, j), (p, q, slice(None), r, s)) for i, p, r in pieces for j, q, s in pieces]
 
 
+def _framed(x, before, height, width):
+    """(b,H,W,C) -> (b,height,width,C): x with zeros around it, `before` of them above and to the left.  np.zeros and np.pad
+    would hold the interpreter's lock while they fill the memory, and the other threads with it."""
+    b, H, W, C = x.shape
+    framed = np.empty((b, height, width, C), x.dtype)
+    framed[:, :before] = framed[:, before + H:] = 0
+    framed[:, :, :before] = framed[:, :, before + W:] = 0
+    framed[:, before:before + H, before:before + W] = x
+    return framed
+
+
 def _tiles(x, m, rows, columns):
     """(b,H,W,C) -> (a²,T,C): every a×a tile of x, padded with zeros; neighbours overlap by 2."""
-    b, H, W, C = x.shape
-    padded = np.zeros((b, (rows + 1) * m, (columns + 1) * m, C), x.dtype)
-    padded[:, 1:H + 1, 1:W + 1] = x
+    b, _, _, C = x.shape
     tiles = _empty((m + 2)**2, b * rows * columns, C, x.dtype)
-    places, cells = tiles.reshape(m + 2, m + 2, b, rows, columns, C), _cells(padded, m)
+    places = tiles.reshape(m + 2, m + 2, b, rows, columns, C)
+    cells = _cells(_framed(x, 1, (rows + 1) * m, (columns + 1) * m), m)
     for in_tile, in_cells in _pieces(m):
         places[in_tile] = cells[in_cells]
     return tiles
@@ -174,9 +184,9 @@ def _tiles_back(dx, dtiles, m, rows, columns):
     """The adjoint of `_tiles`, into dx (b,H,W,C): where tiles overlap, their gradients add."""
     b, H, W, C = dx.shape
     dpadded = np.empty((b, (rows + 1) * m, (columns + 1) * m, C), dx.dtype)
-    dplaces, dcells = dtiles.reshape(m + 2, m + 2, b, rows, columns, C), _cells(dpadded, m)
     dpadded[:, rows * m:] = 0
     dpadded[:, :, columns * m:] = 0
+    dplaces, dcells = dtiles.reshape(m + 2, m + 2, b, rows, columns, C), _cells(dpadded, m)
     (in_tile, in_cells), *beyond = _pieces(m)
     dcells[in_cells] = dplaces[in_tile]
     for in_tile, in_cells in beyond:
@@ -188,7 +198,7 @@ def _tile(dy, m, rows, columns):
     """The adjoint of laying m×m outputs side by side and cutting to (H,W): (b,H,W,N) -> (m²,T,N), zeros beyond the edge."""
     b, H, W, N = dy.shape
     if (H, W) != (rows * m, columns * m):
-        dy = np.pad(dy, ((0, 0), (0, rows * m - H), (0, columns * m - W), (0, 0)))
+        dy = _framed(dy, 0, rows * m, columns * m)
     tiles = _empty(m * m, b * rows * columns, N, dy.dtype)
     tiles.reshape(m, m, b, rows, columns, N)[...] = _cells(dy, m)
     return tiles
