@@ -1,5 +1,6 @@
-"""tests/benchmarks: they refuse sides that disagree, and the exponents of growth.py."""
+"""tests/benchmarks: they refuse to time a busy machine and sides that disagree, and the exponents of growth.py."""
 
+import json
 from types import SimpleNamespace
 
 import growth
@@ -52,6 +53,29 @@ def test_sides_that_disagree_are_refused(monkeypatch, changed, what):
     monkeypatch.setattr(bench, "idle", lambda: 0.0)
     with pytest.raises(SystemExit, match=f"^demo-train, step 3: {what} of minddpm and of torch channels_last differ by "):
         bench.measure("demo-train", 4, 2, False)
+
+
+def test_a_busy_machine_is_refused_and_what_was_measured_before_is_kept(monkeypatch, tmp_path, capsys):
+    pytest.importorskip("torch", reason="vs_torch.py needs torch")
+    standing(monkeypatch)
+    real, turns = bench.idle, []
+
+    def idle():
+        turns.append(1)
+        return 0.01 if len(turns) <= 3 * 4 else real(seconds=0.01, busy=-1, patience=0.05)          # no machine is that idle
+
+    monkeypatch.setattr(bench, "idle", idle)
+    monkeypatch.setattr("sys.argv", ["vs_torch.py", "demo-train", "small-train", "--rounds", "4", "--json", f"{tmp_path}/x.json"])
+    for name in "OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE":
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit, match="^the machine was never idle within 0.05 s "):
+        bench.main()
+    assert "| demo-train |" in (out := capsys.readouterr().out) and "| small-train |" not in out
+    assert json.loads((tmp_path / "x.json").read_text())["results"].keys() == {"demo-train"}
+
+
+def test_idle_answers_how_busy_the_machine_was():
+    assert 0 <= bench.idle(seconds=0.05, busy=1) <= 1
 
 
 @pytest.mark.parametrize("k", [0.5, 2.94])

@@ -1,10 +1,10 @@
 """minddpm against PyTorch on the CPU:  python tests/benchmarks/vs_torch.py [WORKLOAD ...] [--rounds N] [--compile]
 
 Each side lives in a process of its own and runs only in its turns, strictly one after the other, each turn only after the
-machine has been idle for a moment.  Both begin with the same weights, batches and noise, which are drawn before the time
-begins, and unless their results agree the benchmark fails: of the first three steps, what `trained` and `sampled` name.
-PyTorch runs eager, in NCHW and in channels_last; the better of the two counts.  There is no dropout: the two sides would draw
-different masks.
+machine has been idle for a moment; where that does not come, nothing more is measured.  Both begin with the same weights,
+batches and noise, which are drawn before the time begins, and unless their results agree the benchmark fails: of the first
+three steps, what `trained` and `sampled` name.  PyTorch runs eager, in NCHW and in channels_last; the better of the two counts.
+There is no dropout: the two sides would draw different masks.
 """
 
 import argparse
@@ -245,7 +245,7 @@ def unset_openblas():
 
 
 def idle(seconds=0.2, busy=0.04, patience=120):
-    """Wait until all CPUs together were idle for a moment; the busy share if that did not come."""
+    """Wait until all CPUs together were idle for a moment -> their busy share of it.  SystemExit where that does not come."""
     def ticks():
         with open("/proc/stat") as f:
             numbers = list(map(int, f.readline().split()[1:]))
@@ -257,8 +257,11 @@ def idle(seconds=0.2, busy=0.04, patience=120):
         time.sleep(seconds)
         total, free = (b - a for a, b in zip(before, ticks(), strict=True))
         share = 1 - free / max(1, total)
-        if share <= busy or time.monotonic() > end:
+        if share <= busy:
             return share
+        if time.monotonic() > end:
+            sys.exit(f"the machine was never idle within {patience} s (now {share:.0%} busy, expected at most {busy:.0%}): "
+                     "what is timed on it would mean nothing")
 
 
 def started(serve, *args):
@@ -297,7 +300,7 @@ def turn(side, number):
 
 
 def measure(workload, rounds, threads, compiled):
-    """{side: numbers} for one workload.  SystemExit where the sides disagree."""
+    """{side: numbers} for one workload.  SystemExit where the sides disagree, or the machine is busy."""
     sides = started(serve, workload, threads, compiled)
     busiest = 0.0
     for number in range(WARM_UP + rounds):
@@ -345,8 +348,8 @@ def main():
     for workload in args.workloads or WORKLOADS:
         results[workload] = measure(workload, args.rounds, args.threads, args.compile)
         print(row(workload, results[workload]), flush=True)
-    if args.json:
-        Path(args.json).write_text(json.dumps({"machine": head, "results": results}, indent=2))
+        if args.json:
+            Path(args.json).write_text(json.dumps({"machine": head, "results": results}, indent=2))
 
 
 if __name__ == "__main__":
