@@ -7,7 +7,6 @@ they are OIHW and (out, in).  Vectors are the same in both.
 import logging
 
 import numpy as np
-from safetensors.numpy import save
 
 from minddpm import backend, files, names, tensorfile, tree
 from minddpm.errors import UserError
@@ -26,11 +25,17 @@ def from_file_layout(a):
 def write(path, params, metadata=None):
     """A tree of arrays, from either device -> a safetensors file, and a dict of strings beside it.
 
-    By default the strings are what PyTorch's readers look for.  One entry makes the file a function of its content alone:
-    safetensors writes several in random order.  Whole or not there: see files.write.  UserError: the file cannot be written.
+    By default the strings are what PyTorch's readers look for.  Whole or not there: see files.write.  Written array by array,
+    in no more memory than one of them takes.  UserError: the file cannot be written.
     """
-    arrays = {name: np.ascontiguousarray(to_file_layout(backend.to_host(a))) for name, a in tree.flatten(params).items()}
-    files.write(path, save(arrays, metadata or {"format": "pt"}))
+    flat = tree.flatten(params)
+
+    def pieces():
+        yield tensorfile.header({name: (a.dtype, _file_shape(a.shape)) for name, a in flat.items()}, metadata or {"format": "pt"})
+        for a in flat.values():
+            yield np.ascontiguousarray(to_file_layout(backend.to_host(a)))
+
+    files.write(path, pieces())
 
 
 def read(path, shapes):

@@ -11,7 +11,7 @@ MAX_JSON = 10**7                # bytes: what a hostile file may make us parse
 
 
 def write(path, data):
-    """Bytes -> a file, its folders made as needed.
+    """Bytes, or an iterable of pieces of them, each made when it is written -> a file, its folders made as needed.
 
     Under another name first, flushed to the disk, then renamed: a full disk or an interruption at any moment leaves the old
     file as it was.  UserError: the file cannot be written.
@@ -21,7 +21,8 @@ def write(path, data):
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(part, "wb") as f:
-            f.write(data)
+            for piece in [data] if isinstance(data, bytes) else data:
+                f.write(piece)
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)

@@ -1,4 +1,4 @@
-"""A safetensors file, read without trusting it: every number in its header is checked before any array is made of it.
+"""A safetensors file.  It is read without trusting it: every number in its header is checked before any array is made of it.
 
     8 bytes             the length n of the header, little-endian
     n bytes             JSON: {name: {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, …, "__metadata__": {…}}
@@ -9,6 +9,7 @@ array at a time, so that the file's pages are never all in memory beside the wei
 """
 
 import contextlib
+import json
 import math
 import os
 from typing import NamedTuple
@@ -22,6 +23,17 @@ from minddpm.errors import UserError, printable
 FLOATS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 OTHERS = {"I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 BYTES = {name: np.dtype(dtype).itemsize for name, dtype in FLOATS.items()} | OTHERS
+
+
+def header(arrays, metadata):
+    """The bytes before the arrays.  arrays: {name: (dtype, shape)} in their order, float16, float32 or float64."""
+    names, entries, end = {np.dtype(FLOATS[name]): name for name in ("F64", "F32", "F16")}, {"__metadata__": metadata}, 0
+    for name, (dtype, shape) in arrays.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        entries[name] = {"dtype": names[dtype], "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)                             # so that the arrays are aligned
+    return len(text).to_bytes(8, "little") + text
 
 
 class Entry(NamedTuple):

@@ -2,9 +2,11 @@
 
 import json
 import logging
+import tracemalloc
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from minddpm import checkpoint, names, tensorfile, tree
@@ -41,6 +43,29 @@ def test_write_and_read(tmp_path):
     same(params, back)
     assert metadata == {"step": "7"}
     assert all(a.flags.c_contiguous and a.flags.writeable and a.flags.owndata for a in tree.leaves(back))
+
+
+def test_writing_takes_the_memory_of_one_array(tmp_path):
+    params = {"many": [{"weight": np.ones((3, 3, 64, 64), np.float32)} for _ in range(40)]}
+    one = params["many"][0]["weight"].nbytes
+    tracemalloc.start()
+    try:
+        checkpoint.write(tmp_path / "a.safetensors", params)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert one < peak < 2.5 * one
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_the_library_reads_what_is_written(tmp_path, dtype):
+    params = tree.map(lambda a: a.astype(dtype), random_tree(TREE | {"none": {"weight": (0, 3)}, "µ \"x": (2,)}))
+    checkpoint.write(tmp_path / "a.safetensors", params, {"step": "7", "line": "\n"})
+    with safe_open(tmp_path / "a.safetensors", "numpy") as f:
+        assert f.metadata() == {"step": "7", "line": "\n"}
+    flat = load_file(tmp_path / "a.safetensors")
+    same(flat, {name: checkpoint.to_file_layout(a) for name, a in tree.flatten(params).items()})
+    assert int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little") % 8 == 0
 
 
 def test_by_default_the_file_says_what_pytorchs_readers_look_for(tmp_path):

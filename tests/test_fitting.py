@@ -12,7 +12,7 @@ import pytest
 from test_train import small
 
 import minddpm
-from minddpm import backend, cli, fitting, generate, memory, run, settings, train, unet
+from minddpm import backend, cli, estimate, fitting, generate, memory, run, settings, train, unet
 from minddpm.errors import UserError
 from minddpm.settings import Settings
 from minddpm.workers import Workers
@@ -68,6 +68,27 @@ def test_training_out_of_memory_keeps_what_was_saved_and_trains_with_the_batch_i
     assert f"--batch 4 fits; the state of step 2 is kept in {tmp_path / 'a'}" in said
     assert run.resume(tmp_path / "a").state.step == 2
     assert cli.main([*words, "--batch", "4", "--out", str(tmp_path / "b")]) == 0
+
+
+def test_a_dry_run_out_of_memory_proposes_a_batch_that_trains(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(train, "unet", memory_for(5))
+    words = ["train", "--data", "digits", "--steps", "1", "--threads", "1", "--device", "cpu", "--out", str(tmp_path / "run")]
+    assert cli.main([*words, "--dry-run", "--batch", "32"]) == 2
+    said = capsys.readouterr().err
+    assert said == f"minddpm: out of memory while trying a step with --batch 32 ({backend.reason(FULL[0])}); --batch 4 fits\n"
+    assert cli.main([*words, "--batch", "4"]) == 0
+
+
+def test_a_dry_run_says_where_only_the_other_memory_policy_does_not_fit(monkeypatch):
+    def network(cfg, p, x, t, seeds, run):
+        if run is memory.keep:
+            raise MemoryError(POOL)
+        return unet.unet(cfg, p, x, t, seeds, run)
+
+    monkeypatch.setattr(train, "unet", network)
+    assert "MB; with --memory keep it does not fit\n" in estimate.estimate(replace(TOLD, memory="checkpoint"))
+    with pytest.raises(UserError, match="a single image does not fit either"):
+        estimate.estimate(TOLD)
 
 
 def test_sampling_out_of_memory_proposes_a_batch_that_fits(tmp_path, monkeypatch):

@@ -64,7 +64,7 @@ MATHS = {"diffusion", "gaussian", "reverse", "bound", "score", "objective", "sam
 NETWORK = {module for module in LEVEL if module.split(".")[0] == "layers"} | {"memory", "blocks", "fused", "unet"}
 MEETING = LEVEL["train"]                                        # from this line on a module may import both towers
 
-THIRD_PARTY = {"numpy", "scipy", "imageio", "PIL", "tqdm", "safetensors", "threadpoolctl"}      # pyproject's dependencies
+THIRD_PARTY = {"numpy", "scipy", "imageio", "PIL", "tqdm", "threadpoolctl"}      # pyproject's dependencies
 DOCS = {"pygments", "latex2mathml"}                             # its extra, for what is in readalong
 
 SHORTEST, LONGEST = 30, 260

@@ -660,7 +660,6 @@ def test_no_run_to_resume(tmp_path):
 
 
 def test_the_checkpoint_is_a_function_of_the_state(tmp_path, trained):
-    """safetensors writes several metadata entries in random order: a single one keeps the bytes the same."""
     current = run.resume(trained)
     for k in range(4):
         run.save_run(replace(current, folder=tmp_path / str(k)))

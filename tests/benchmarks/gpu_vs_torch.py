@@ -10,7 +10,6 @@ import argparse
 import os
 import statistics
 import sys
-import time
 from datetime import date
 
 import vs_torch
@@ -20,70 +19,48 @@ WARM_UP = 5
 AGREE = {"float32": vs_torch.AGREE, "tf32": 3e-2}       # TF32 has 10 bits of mantissa
 
 
-def minddpm_step(preset, batch, kind):
-    """One training step, or one evaluation of ε_θ, of a step's number -> a function that waits for the number to compare."""
-    import numpy as np
+def waited(side, wait):
+    """The same side, whose step ends when the GPU has nothing more to do."""
+    def step(batch):
+        result = side.step(batch)
+        wait()
+        return result
 
-    from minddpm import backend, tree
-    from minddpm.model import Model
+    return side._replace(step=step)
+
+
+def minddpm_side(preset, kind):
+    """minddpm's side on the GPU: one worker, which takes a batch whole, and there it is left open."""
+    from minddpm import backend
     from minddpm.run import workers_for
     from minddpm.settings import Settings
-    from minddpm.train import Batch, TrainingState, train_step
 
     device = backend.choose("cuda")
-    cfg, params, s = vs_torch._common(preset)
-    params = tree.map(lambda a: backend.to_device(a, device), params)
-
-    def draw(step):
-        x0, t, eps = vs_torch._batch(cfg, batch, step)
-        return backend.to_device(x0, device), t, backend.to_device(eps, device)
-
-    if kind == "sample":
-        model = Model(cfg, params, s)
-        return lambda step: float(np.abs(model.eps_theta(draw(step)[0], 500)).mean())
-    told = Settings(preset=preset, batch=batch, lr=vs_torch.LR, warmup=0, steps=1000, grad_clip=vs_torch.CLIP, ema=vs_torch.EMA)
-    state, workers = TrainingState.begin(params), workers_for(told, device).__enter__()
-
-    def train(step):
-        x0, t, eps = draw(step)
-        loss = float(train_step(told, cfg, s, state, Batch(x0, t, eps, np.zeros(batch, int)), workers).loss)
-        backend.to_host(state.ema["conv_out"]["bias"])          # written last: the step is over
-        return loss
-
-    return train
+    workers = workers_for(Settings(batch=max(batch for _, batch, _ in WORKLOADS.values())), device).__enter__()
+    return waited(vs_torch.minddpm_side(preset, kind, workers, device), backend.cupy().cuda.Device().synchronize)
 
 
-def torch_step(preset, batch, kind, channels_last):
-    """The same in PyTorch: cuDNN's benchmark mode, fused Adam, foreach EMA."""
+def torch_side(preset, kind, channels_last):
+    """PyTorch's: cuDNN's benchmark mode, fused Adam, foreach EMA."""
     import torch
 
     torch.backends.cudnn.benchmark = True
-    step = vs_torch.torch_step(preset, batch, kind, 1, channels_last, compiled=False, device="cuda")
-
-    def waited(number):
-        value = step(number)
-        torch.cuda.synchronize()
-        return value
-
-    return waited
+    side = vs_torch.torch_side(preset, kind, 1, channels_last, compiled=False, device="cuda")
+    return waited(side, torch.cuda.synchronize)
 
 
 def serve(pipe, side, workload, precision):
-    """A side's process: build, then one step for each message, and at the end the memory that it held."""
+    """A side's process: `vs_torch.answer`, and at the end the memory that it held."""
     os.environ["CUPY_TF32"] = str(int(precision == "tf32"))      # read once, at the first matrix product
     preset, batch, kind = WORKLOADS[workload]
     if side == "minddpm":
         from minddpm import backend
-        step, memory = minddpm_step(preset, batch, kind), backend.pool_bytes
+        built, memory = minddpm_side(preset, kind), backend.pool_bytes
     else:
         import torch
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        step, memory = torch_step(preset, batch, kind, side == "torch channels_last"), torch.cuda.max_memory_reserved
-    pipe.send("ready")
-    for number in iter(pipe.recv, None):
-        start = time.perf_counter()
-        value = step(number)
-        pipe.send((time.perf_counter() - start, value))
+        built, memory = torch_side(preset, kind, side == "torch channels_last"), torch.cuda.max_memory_reserved
+    vs_torch.answer(pipe, built, preset, batch)
     pipe.send(memory() / 2**20)
 
 
@@ -92,10 +69,7 @@ def measure(workload, precision, rounds):
     sides = vs_torch.started(serve, workload, precision)
     for number in range(WARM_UP + rounds):
         for side in sides.values():
-            side.pipe.send(number)
-            seconds, value = side.pipe.recv()
-            side.wall.append(seconds)
-            side.values.append(value)
+            vs_torch.turn(side, number)
     vs_torch.ended(sides, f"{workload}, {precision}", AGREE[precision])
     return sides
 

@@ -1,23 +1,29 @@
 """minddpm against PyTorch on the CPU:  python tests/benchmarks/vs_torch.py [WORKLOAD ...] [--rounds N] [--compile]
 
 Each side lives in a process of its own and runs only in its turns, strictly one after the other, each turn only after the
-machine has been idle for a moment.  Both begin with the same weights, batches and noise, and unless their results agree
-the benchmark fails.  PyTorch runs eager, in NCHW and in channels_last; the better of the two counts.  There is no dropout: the
-two sides would draw different masks.
+machine has been idle for a moment; where that does not come, nothing more is measured.  Both begin with the same weights,
+batches and noise, which are drawn before the time begins, and unless their results agree the benchmark fails: of the first
+three steps, what `trained` and `sampled` name.  PyTorch runs eager, in NCHW and in channels_last; the better of the two counts.
+There is no dropout: the two sides would draw different masks.
 """
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
+from typing import NamedTuple
+
+import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -33,43 +39,62 @@ WORKLOADS = {               # preset, batch, training or sampling
 }
 SIDES = ("minddpm", "torch", "torch channels_last")
 LR, CLIP, EMA = 1e-4, 1.0, 0.999
-AGREE = 1e-3                # relative: five digits of a loss are more, but the third step's loss has Adam's amplification
+T_SAMPLED = 10              # the t of a sampling step, where x_{t−1} depends on ε_θ, x̂_0 and the noise alike
+WARM_UP = COMPARED = 3      # steps
+AGREE = 5e-5                # relative; measured: 4e-6, and 1e-3 where one step of Adam or EMA is only slightly another
 
 
-def minddpm_step(preset, batch, kind, threads):
-    """One training step, or one evaluation of ε_θ, as a function of the step's number -> a number to compare."""
-    import numpy as np
+class Side(NamedTuple):
+    """One side of a workload: step(batch of `draw`) -> a result, which is timed; numbers(result) -> {what has to agree}."""
 
+    step: Callable
+    numbers: Callable
+
+
+def minddpm_side(preset, kind, workers, device="cpu"):
+    """Training steps as train.py makes them, or sampling steps as sample.py does."""
+    from minddpm import backend, tree
     from minddpm.model import Model
-    from minddpm.run import workers_for
+    from minddpm.reverse import p_theta
     from minddpm.sample import in_parallel
     from minddpm.settings import Settings
     from minddpm.train import Batch, TrainingState, train_step
 
-    cfg, params, s = _common(preset)
-    workers = workers_for(Settings(threads=threads), "cpu").__enter__()
+    cfg, params, s = common(preset)
+    params = tree.map(lambda a: backend.to_device(a, device), params)
     if kind == "sample":
         eps_theta = in_parallel(Model(cfg, params, s).eps_theta, workers)
-        return lambda step: float(np.abs(eps_theta(_batch(cfg, batch, step)[0], 500)).mean())
-    told = Settings(preset=preset, batch=batch, lr=LR, warmup=0, steps=1000, grad_clip=CLIP, ema=EMA)
+
+        def sample(batch):
+            x_t, z = (backend.to_device(a, device) for a in (batch.x0, batch.eps))
+            eps = eps_theta(x_t, T_SAMPLED)
+            p = p_theta(s, x_t, T_SAMPLED, eps)
+            return eps, p.mean + p.var**0.5 * z
+
+        return Side(sample, lambda result: sampled(*map(backend.to_host, result)))
+    told = Settings(preset=preset, lr=LR, warmup=0, steps=1000, grad_clip=CLIP, ema=EMA)
     state = TrainingState.begin(params)
 
-    def train(step):
-        x0, t, eps = _batch(cfg, batch, step)
-        return train_step(told, cfg, s, state, Batch(x0, t, eps, np.zeros(batch, int)), workers).loss
+    def train(batch):
+        on_device = Batch(*(backend.to_device(a, device) for a in (batch.x0, batch.t, batch.eps, np.zeros_like(batch.t))))
+        return train_step(told, cfg, s, state, on_device, workers)
 
-    return train
+    def numbers(metrics):
+        trees = (map(backend.to_host, tree.leaves(p)) for p in (state.m, state.v, state.params, state.ema))
+        return trained(metrics.loss, metrics.grad_norm, lambda: weights(cfg), *trees)
+
+    return Side(train, numbers)
 
 
-def torch_step(preset, batch, kind, threads, channels_last, compiled, device="cpu"):
+def torch_side(preset, kind, threads, channels_last, compiled, device="cpu"):
     """The same in PyTorch: fused Adam, foreach EMA."""
-    import numpy as np
     import torch
     import torch_unet
 
     from minddpm import checkpoint, tree
+
     torch.set_num_threads(threads)
-    cfg, params, s = _common(preset)
+    cfg, params, s = common(preset)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     p = {}
     for name, a in tree.flatten(params).items():
@@ -81,69 +106,130 @@ def torch_step(preset, batch, kind, threads, channels_last, compiled, device="cp
         return torch.from_numpy(a).to(device).permute(0, 3, 1, 2).contiguous(memory_format=layout)
 
     if kind == "sample":
-        def sample(step):
-            with torch.inference_mode():
-                x, _, _ = _batch(cfg, batch, step)
-                return network(cfg, p, image(x), torch.full((batch,), 500, device=device)).abs().mean().item()
+        t, alpha, alpha_bar = T_SAMPLED, s.alpha.tolist(), s.alpha_bar.tolist()
+        coef_x0 = alpha_bar[t - 1]**0.5 * (1 - alpha[t]) / (1 - alpha_bar[t])
+        coef_xt = alpha[t]**0.5 * (1 - alpha_bar[t - 1]) / (1 - alpha_bar[t])
 
-        return sample
+        @torch.inference_mode()
+        def sample(batch):
+            x_t, z = image(batch.x0), image(batch.eps)
+            eps = network(cfg, p, x_t, torch.full((len(x_t),), t, device=device))
+            x0 = ((x_t - (1 - alpha_bar[t])**0.5 * eps) / alpha_bar[t]**0.5).clamp(-1, 1)
+            return eps, coef_x0 * x0 + coef_xt * x_t + (1 - alpha[t])**0.5 * z
+
+        return Side(sample, lambda result: sampled(*(a.permute(0, 2, 3, 1).cpu().numpy() for a in result)))
     leaves = list(p.values())
     adam = torch.optim.Adam(leaves, lr=LR, fused=True)
-    average = [leaf.detach().clone() for leaf in leaves]
+    average = [torch.zeros_like(leaf) for leaf in leaves]
 
-    def train(step):
-        x0, t, eps = _batch(cfg, batch, step)
-        alpha_bar = s.alpha_bar[t][:, None, None, None]
-        x_t = (np.sqrt(alpha_bar) * x0 + np.sqrt(1 - alpha_bar) * eps).astype(np.float32)
-        loss = ((network(cfg, p, image(x_t), torch.from_numpy(t).to(device)) - image(eps)) ** 2).mean()
+    def train(batch):
+        alpha_bar = s.alpha_bar[batch.t][:, None, None, None]
+        x_t = (np.sqrt(alpha_bar) * batch.x0 + np.sqrt(1 - alpha_bar) * batch.eps).astype(np.float32)
+        loss = ((network(cfg, p, image(x_t), torch.from_numpy(batch.t).to(device)) - image(batch.eps)) ** 2).mean()
+        first = not adam.state
         adam.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(leaves, CLIP)
+        grad_norm = torch.nn.utils.clip_grad_norm_(leaves, CLIP)
         adam.step()
         with torch.no_grad():
-            torch._foreach_lerp_(average, leaves, 1 - EMA)
-        return loss.item()
+            torch._foreach_lerp_(average, leaves, 1.0 if first else 1 - EMA)            # the first step copies, see optim.ema
+        return loss.detach(), grad_norm
 
-    return train
+    def numbers(result):
+        moments = ([adam.state[leaf][name] for leaf in leaves] for name in ("exp_avg", "exp_avg_sq"))
+        on_host = ((a.detach().cpu().numpy() for a in arrays) for arrays in (*moments, leaves, average))
+        return trained(*result, lambda: map(checkpoint.to_file_layout, weights(cfg)), *on_host)
+
+    return Side(train, numbers)
 
 
-def _common(preset):
-    """Weights at which every part of the network works: the paper's initialisation leaves half of it at 1e-10."""
-    import numpy as np
-
+def common(preset):
+    """The network's sizes, its weights, and the schedule, with which both sides begin.  No dropout: the masks would differ."""
     from minddpm import tree
     from minddpm.diffusion import Schedule
     from minddpm.settings import PRESETS
     from minddpm.unet import parameters
 
-    cfg, rng = replace(PRESETS[preset](), dropout=0.0), np.random.default_rng(0)       # masks would differ, and with them results
-    params = tree.map(lambda d: np.ones(d.shape, np.float32) if d.centre else
-                      (rng.standard_normal(d.shape) * (0.7 / np.sqrt(np.prod(d.shape[:-1]))) if len(d.shape) > 1
-                       else np.zeros(d.shape)).astype(np.float32), parameters(cfg))
-    return cfg, params, Schedule.linear()
+    cfg = replace(PRESETS[preset](), dropout=0.0)
+    made = weights(cfg)
+    return cfg, tree.map(lambda _: next(made), parameters(cfg)), Schedule.linear()
 
 
-def _batch(cfg, batch, step):
-    import numpy as np
+def weights(cfg):
+    """Yields weights at which every part of the network works: the paper's initialisation leaves half of it at 1e-10.
 
-    rng = np.random.default_rng([1, step])
+    One by one, so that to compare with them takes no memory, which is measured too.
+    """
+    from minddpm import tree
+    from minddpm.unet import parameters
+
+    rng = np.random.default_rng(0)
+    for shape, centre, _ in tree.leaves(parameters(cfg)):
+        if len(shape) > 1:
+            yield (rng.standard_normal(shape) * (0.7 / np.sqrt(np.prod(shape[:-1])))).astype(np.float32)
+        else:
+            yield np.full(shape, centre, np.float32)
+
+
+def draw(preset, batch, number):
+    """What step `number` sees: x0, which sampling takes for x_t, eps, which it takes for z, (B,H,W,C); t (B,)."""
+    from minddpm.settings import PRESETS
+
+    cfg, rng = PRESETS[preset](), np.random.default_rng([1, number])
     shape = (batch, cfg.image_size, cfg.image_size, cfg.in_channels)
-    return rng.random(shape, dtype=np.float32) * 2 - 1, rng.integers(1, 1001, batch), rng.standard_normal(shape, dtype=np.float32)
+    x0, t = rng.random(shape, dtype=np.float32) * 2 - 1, rng.integers(1, 1001, batch)
+    return SimpleNamespace(x0=x0, t=t, eps=rng.standard_normal(shape, dtype=np.float32))
+
+
+def trained(loss, grad_norm, begun, m, v, params, ema):
+    """What has to agree after a training step.  m sees the clipping, v and the weights Adam, the average its decay.
+
+    begun() -> the weights before the first step; they and the others are arrays on the host, leaf by leaf.
+    """
+    def way(arrays):
+        return norm(a - b for a, b in zip(arrays, begun(), strict=True))
+
+    return {"the loss": float(loss), "the gradient's norm": float(grad_norm), "the norm of Adam's m": norm(m),
+            "the norm of Adam's v": norm(v), "the weights' way": way(params), "their average's way": way(ema)}
+
+
+def sampled(eps, x):
+    """What has to agree after a sampling step."""
+    return {"ε_θ": eps, "x_{t−1}": x}
+
+
+def norm(arrays):
+    """√(Σ a²) over all numbers, in float64."""
+    return math.sqrt(sum(np.vdot(a, a) for a in (np.asarray(a, np.float64) for a in arrays)))
+
+
+def differences(ours, theirs):
+    """{what: the relative difference} of two sides' numbers."""
+    return {what: norm([ours[what] - theirs[what]]) / max(norm([theirs[what]]), 1e-30) for what in theirs}
 
 
 def serve(pipe, side, workload, threads, compiled):
-    """A side's process: build, then one step for each message."""
+    """A side's process: `answer`, and at the end its memory."""
+    from minddpm.workers import Workers
+
     preset, batch, kind = WORKLOADS[workload]
     if side == "minddpm":
-        step = minddpm_step(preset, batch, kind, threads)
+        with Workers(threads) as workers:
+            answer(pipe, minddpm_side(preset, kind, workers), preset, batch)
     else:
-        step = torch_step(preset, batch, kind, threads, side == "torch channels_last", compiled)
+        answer(pipe, torch_side(preset, kind, threads, side == "torch channels_last", compiled), preset, batch)
+    pipe.send(peak_mb())
+
+
+def answer(pipe, side, preset, batch):
+    """For each step's number: its time, its CPU time, and of the first steps what has to agree, or None."""
     pipe.send("ready")
     for number in iter(pipe.recv, None):
+        drawn = draw(preset, batch, number)
         wall, cpu = time.perf_counter(), time.process_time()
-        value = step(number)
-        pipe.send((time.perf_counter() - wall, time.process_time() - cpu, value))
-    pipe.send(peak_mb())
+        result = side.step(drawn)
+        wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
+        pipe.send((wall, cpu, side.numbers(result) if number < COMPARED else None))
 
 
 def peak_mb():
@@ -159,7 +245,7 @@ def unset_openblas():
 
 
 def idle(seconds=0.2, busy=0.04, patience=120):
-    """Wait until all CPUs together were idle for a moment; the busy share if that did not come."""
+    """Wait until all CPUs together were idle for a moment -> their busy share of it.  SystemExit where that does not come."""
     def ticks():
         with open("/proc/stat") as f:
             numbers = list(map(int, f.readline().split()[1:]))
@@ -171,8 +257,11 @@ def idle(seconds=0.2, busy=0.04, patience=120):
         time.sleep(seconds)
         total, free = (b - a for a, b in zip(before, ticks(), strict=True))
         share = 1 - free / max(1, total)
-        if share <= busy or time.monotonic() > end:
+        if share <= busy:
             return share
+        if time.monotonic() > end:
+            sys.exit(f"the machine was never idle within {patience} s (now {share:.0%} busy, expected at most {busy:.0%}): "
+                     "what is timed on it would mean nothing")
 
 
 def started(serve, *args):
@@ -189,32 +278,39 @@ def started(serve, *args):
 
 
 def ended(sides, workload, tolerance):
-    """End the sides and note each one's memory.  SystemExit where the numbers of the first three steps do not agree."""
+    """End the sides and note each one's memory.  SystemExit where the numbers of the first steps do not agree."""
     for name, side in sides.items():
         side.pipe.send(None)
         side.memory = side.pipe.recv()
         side.process.join()
-        for ours, theirs in zip(sides["minddpm"].values[:3], side.values[:3], strict=True):
-            if not abs(ours - theirs) <= tolerance * abs(theirs):
-                sys.exit(f"{workload}: minddpm computes {ours!r} where {name} computes {theirs!r}")
+        for number, (ours, theirs) in enumerate(zip(sides["minddpm"].values, side.values, strict=True)):
+            for what, difference in differences(ours, theirs).items():
+                if not difference <= tolerance:
+                    sys.exit(f"{workload}, step {number + 1}: {what} of minddpm and of {name} differ by {difference:.1e}, "
+                             f"expected at most {tolerance:.0e}")
+
+
+def turn(side, number):
+    """One step of a side, whose time and numbers it notes."""
+    side.pipe.send(number)
+    wall, cpu, values = side.pipe.recv()
+    side.wall.append(wall)
+    side.cpu.append(cpu)
+    side.values += [] if values is None else [values]
 
 
 def measure(workload, rounds, threads, compiled):
-    """{side: numbers} for one workload.  SystemExit where the sides disagree."""
+    """{side: numbers} for one workload.  SystemExit where the sides disagree, or the machine is busy."""
     sides = started(serve, workload, threads, compiled)
     busiest = 0.0
-    for number in range(-3, rounds):                        # three steps to warm up and compare
+    for number in range(WARM_UP + rounds):
         for side in sides.values():
-            if number >= 0:
+            if number >= WARM_UP:
                 busiest = max(busiest, idle())
-            side.pipe.send(number + 3)
-            wall, cpu, value = side.pipe.recv()
-            side.values.append(value)
-            if number >= 0:
-                side.wall.append(wall)
-                side.cpu.append(cpu)
+            turn(side, number)
     ended(sides, workload, AGREE)
-    return {name: {"min": min(side.wall), "median": statistics.median(side.wall), "cpu": min(side.cpu), "memory_mb": side.memory}
+    return {name: {"min": min(side.wall[WARM_UP:]), "median": statistics.median(side.wall[WARM_UP:]),
+                   "cpu": min(side.cpu[WARM_UP:]), "memory_mb": side.memory}
             for name, side in sides.items()} | {"busiest": busiest}
 
 
@@ -239,12 +335,11 @@ def main():
         parser.error(f"unknown workload {min(unknown)}; expected some of {', '.join(WORKLOADS)}")
 
     unset_openblas()
-    import numpy
     import torch
     with open("/proc/cpuinfo") as f:
         cpu = next((line.split(":")[1].strip() for line in f if line.startswith("model name")), platform.machine())
     head = (f"{date.today()}, {cpu}, {os.cpu_count()} CPUs, {args.threads} threads a side, Python {platform.python_version()}, "
-            f"numpy {numpy.__version__}, torch {torch.__version__} {'compiled' if args.compile else 'eager'}, "
+            f"numpy {np.__version__}, torch {torch.__version__} {'compiled' if args.compile else 'eager'}, "
             f"{args.rounds} rounds")
     print(f"{head}\n\n"
           "| workload | minddpm ms | torch ms | ratio of min | of median | of CPU time | minddpm MB | torch MB | busy |\n"
@@ -253,8 +348,8 @@ def main():
     for workload in args.workloads or WORKLOADS:
         results[workload] = measure(workload, args.rounds, args.threads, args.compile)
         print(row(workload, results[workload]), flush=True)
-    if args.json:
-        Path(args.json).write_text(json.dumps({"machine": head, "results": results}, indent=2))
+        if args.json:
+            Path(args.json).write_text(json.dumps({"machine": head, "results": results}, indent=2))
 
 
 if __name__ == "__main__":

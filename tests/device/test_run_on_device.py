@@ -138,6 +138,15 @@ def test_the_dry_run_measures_the_device_that_it_speaks_of(gpu, monkeypatch):
     assert "on the GPU" not in estimate.estimate(replace(TOLD, device="cpu")) and places[2:] == [[False, False]] * 2
 
 
+def test_the_dry_run_counts_the_images_that_are_on_the_device(gpu, monkeypatch):
+    told, data = replace(TOLD, device="cuda"), load_data("digits")
+    there = estimate._trial(told)
+    weights = 4 * tree.size(there.state.params)
+    assert estimate._peak(there, 1000) == 4 * weights + 1000 + data.train.nbytes
+    monkeypatch.setattr(backend, "free_bytes", lambda: 0)
+    assert estimate._peak(estimate._trial(told), 1000) == 4 * weights + 1000
+
+
 def test_the_command_line_trains_samples_and_evaluates_on_the_device(gpu, tmp_path, capsys):
     folder = tmp_path / "run"
     for line in ("train --data digits --steps 2 --batch 2 --T 3 --beta-T 0.9 --device cuda --out {}",
