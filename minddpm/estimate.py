@@ -111,7 +111,7 @@ def _peak(trial, part):
     weights = 4 * tree.size(params)
     if trial.device == "cuda":
         return 4 * weights + part + (dataset.train.nbytes if backend.is_cuda(dataset.train) else 0)
-    ready = sum(a.nbytes for a in tree.leaves(layers.prepare(params, trial.cfg.image_size))) - weights
+    ready = sum(a.nbytes for a in tree.leaves(layers.prepare(params, trial.cfg.image_size, training=True))) - weights
     total = weights if len(trial.parts) > trial.threads else 0
     step = ready + trial.threads * (part - ready) + total
     return PROGRAM + 4 * weights + dataset.train.nbytes + dataset.held_out.nbytes + GAPS * step

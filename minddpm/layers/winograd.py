@@ -159,12 +159,9 @@ def _pieces(m):
 
 
 def _framed(x, before, height, width):
-    """(b,H,W,C) -> (b,height,width,C): x with zeros around it, `before` of them above and to the left.  np.zeros and np.pad
-    would hold the interpreter's lock while they fill the memory, and the other threads with it."""
+    """(b,H,W,C) -> (b,height,width,C): x with zeros around it, `before` of them above and to the left."""
     b, H, W, C = x.shape
-    framed = np.empty((b, height, width, C), x.dtype)
-    framed[:, :before] = framed[:, before + H:] = 0
-    framed[:, :, :before] = framed[:, :, before + W:] = 0
+    framed = np.zeros((b, height, width, C), x.dtype)
     framed[:, before:before + H, before:before + W] = x
     return framed
 
@@ -183,9 +180,7 @@ def _tiles(x, m, rows, columns):
 def _tiles_back(dx, dtiles, m, rows, columns):
     """The adjoint of `_tiles`, into dx (b,H,W,C): where tiles overlap, their gradients add."""
     b, H, W, C = dx.shape
-    dpadded = np.empty((b, (rows + 1) * m, (columns + 1) * m, C), dx.dtype)
-    dpadded[:, rows * m:] = 0
-    dpadded[:, :, columns * m:] = 0
+    dpadded = np.zeros((b, (rows + 1) * m, (columns + 1) * m, C), dx.dtype)
     dplaces, dcells = dtiles.reshape(m + 2, m + 2, b, rows, columns, C), _cells(dpadded, m)
     (in_tile, in_cells), *beyond = _pieces(m)
     dcells[in_cells] = dplaces[in_tile]
