@@ -36,19 +36,26 @@ def adam(params, m, v, gradient, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, sca
 
         m ← β₁ m + (1 − β₁) g        v ← β₂ v + (1 − β₂) g²        θ ← θ − lr m̂ / (√v̂ + ε)
 
-    with m̂ = m / (1 − β₁^step), v̂ = v / (1 − β₂^step): the same as lr_step m / (√v + ε_step), which is two passes less, with
-    lr_step = lr √(1 − β₂^step) / (1 − β₁^step) and ε_step = ε √(1 − β₂^step).  The released code's TensorFlow adds ε to √v
-    instead of √v̂.  g is scale times the gradient.
+    with m̂ = m / (1 − β₁^step), v̂ = v / (1 − β₂^step).  The last term is m / (√v + ε_step) times lr_step, which is two passes
+    less, with lr_step = lr √(1 − β₂^step) / (1 − β₁^step) and ε_step = ε √(1 − β₂^step).  The released code's TensorFlow adds ε
+    to √v instead of √v̂.  g is scale times the gradient.
     """
-    correct1, correct2 = 1 - beta1**step, math.sqrt(1 - beta2**step)
+    root = math.sqrt(1 - beta2**step)
+    lr_step, eps_step = lr * root / (1 - beta1**step), eps * root
 
     def update(p, m, v, g):
+        work = (1 - beta1) * scale * g
         m *= beta1
-        m += (1 - beta1) * scale * g
-        g = math.sqrt(1 - beta2) * scale * g
+        m += work
+        work *= math.sqrt(1 - beta2) / (1 - beta1)
+        work *= work                                                        # (1 − β₂) g²
         v *= beta2
-        v += g * g
-        p -= lr * correct2 / correct1 * m / (np.sqrt(v) + eps * correct2)
+        v += work
+        np.sqrt(v, out=work)
+        work += eps_step
+        np.divide(m, work, out=work)
+        work *= lr_step
+        p -= work
 
     tree.map(update, params, m, v, gradient)
 

@@ -41,7 +41,9 @@ def conv2d(p, x, stride=1):
 
 def im2col(x, k, stride, pad):
     """(B,H,W,C) -> (B,H',W',k·k·C): the k×k patch under each output pixel, as one row in the order (i, j, c)."""
-    padded = np.pad(x, ((0, 0), pad, pad, (0, 0)))
+    B, H, W, C = x.shape
+    padded = np.zeros_like(x, shape=(B, H + sum(pad), W + sum(pad), C))
+    padded[:, pad[0]:pad[0] + H, pad[0]:pad[0] + W] = x
     return np.concatenate([padded[tap] for tap in _taps(padded.shape, k, stride)], axis=-1)
 
 

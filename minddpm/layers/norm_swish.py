@@ -24,7 +24,7 @@ def fused_norm_swish(p, x, groups, eps=1e-6):
     y, f = np.empty_like(x, order="C"), np.empty_like(x, order="C")
     images = max(1, round(BLOCK / (H * W * C)))
     blocks = [slice(b, b + images) for b in range(0, B, images)]
-    average, group_average = np.full(H * W, 1 / (H * W), x.dtype), _group_average(C, groups, x.dtype)
+    average, (group_average, off_average) = np.full(H * W, 1 / (H * W), x.dtype), _averages(C, groups, x.dtype)
 
     def rows(a):
         """(b,H,W,C) -> (b,H,W·C), whose inner loop is longer than over C alone."""
@@ -42,7 +42,7 @@ def fused_norm_swish(p, x, groups, eps=1e-6):
         n, e = rows(y[block]), rows(f[block])
         c = channel_mean(x[block])
         z = np.subtract(rows(x[block]), along_rows(c), out=n)
-        d = c - c @ group_average
+        d = c @ off_average
         r = 1 / np.sqrt((channel_mean(np.multiply(z, z, out=e)) + d * d) @ group_average + eps)
         half_a = gamma / 2 * r
         z *= along_rows(half_a)
@@ -79,7 +79,8 @@ def fused_norm_swish(p, x, groups, eps=1e-6):
 
 
 @cache
-def _group_average(C, groups, dtype):
-    """(C,C): the matrix that replaces each channel's number by the mean of its group's."""
+def _averages(C, groups, dtype):
+    """Two (C,C) matrices: of each channel's number they make the mean of its group's, and what the number is beyond that."""
     size = C // groups
-    return np.kron(np.eye(groups), np.full((size, size), 1 / size)).astype(dtype)
+    average = np.kron(np.eye(groups), np.full((size, size), 1 / size))
+    return average.astype(dtype), (np.eye(C) - average).astype(dtype)

@@ -21,7 +21,7 @@ from minddpm.layers.norm_swish import fused_norm_swish
 from minddpm.layers.products import linear_in_pieces
 from minddpm.layers.swish import swish as plain_swish
 from minddpm.layers.thin import thin_conv2d
-from minddpm.layers.winograd import transform, winograd, winograd_shifted
+from minddpm.layers.winograd import transform, transform_both, winograd, winograd_shifted
 
 
 def attention(q, k, v):
@@ -153,9 +153,10 @@ def _prepare_conv(conv_and_side, training):
     m = tile_size(side, C, N)
     if not m:
         return
-    p["winograd"] = transform(p["weight"], m)
-    # What spares the gradient time: for wide convolutions little, and at much memory.
-    if training and C <= 64:
-        p["keep_points"] = np.bool_(True)
+    # Points that are kept, and the transpose, spare the gradient time: for wide convolutions little, and at much memory.
     if training and max(C, N) <= 128:
-        p["winograd_transposed"] = transform(p["weight"].swapaxes(2, 3), m)
+        p["winograd"], p["winograd_transposed"] = transform_both(p["weight"], m)
+    else:
+        p["winograd"] = transform(p["weight"], m)
+    if training and C <= 96:
+        p["keep_points"] = np.bool_(True)

@@ -62,6 +62,14 @@ def transform(w, m):
     return _transformed(GG, w.reshape(9, *w.shape[2:]))
 
 
+def transform_both(w, m):
+    """U and its transpose at each point: (3,3,C,N) -> (a²,C,N), (a²,N,C)."""
+    C, N = w.shape[2:]
+    _, GG, _ = _twice(m, w.dtype)
+    both = _transformed(GG, np.stack([w.reshape(9, C * N), w.swapaxes(2, 3).reshape(9, C * N)], axis=1))
+    return both[:, 0].reshape(-1, C, N), both[:, 1].reshape(-1, N, C)
+
+
 def winograd(p, x, keep=False):
     """App. B.  3×3 convolution, stride 1: what conv2d(p, x) is.  Back: dy -> dx, dp.  Keeps: as `winograd_shifted`."""
     y, shifted_back = winograd_shifted(p, x, np.zeros_like(x, shape=(len(x), p["weight"].shape[3])), keep)
