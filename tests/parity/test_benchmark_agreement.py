@@ -2,15 +2,15 @@
 
 import math
 
+import oracle  # first: it says why these tests are skipped where there is no torch
 import pytest
 import torch_unet
 import vs_torch
-from oracle import torch
 
 from minddpm.reverse import p_theta
 from minddpm.workers import Workers
 
-PRESET, BATCH = "small", 4
+PRESET, BATCH, torch = "small", 4, oracle.torch
 Adam, clip_grad_norm, lerp = torch.optim.Adam, torch.nn.utils.clip_grad_norm_, torch._foreach_lerp_
 attention = torch_unet.attention
 
