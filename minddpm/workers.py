@@ -15,6 +15,7 @@ import os
 import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 
 from threadpoolctl import threadpool_limits
 
@@ -119,7 +120,12 @@ def _seats(threads):
     took twice as long.
     """
     cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
-    return (lambda: os.sched_setaffinity(0, {cpus.pop()})) if len(cpus) == threads > 1 else None
+
+    def take_a_seat():
+        with suppress(OSError):                     # a sandbox may forbid it
+            os.sched_setaffinity(0, {cpus.pop()})
+
+    return take_a_seat if len(cpus) == threads > 1 else None
 
 
 def _blocks(leaves):

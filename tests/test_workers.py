@@ -241,6 +241,16 @@ def test_as_many_threads_as_cpus_have_one_each_and_the_caller_keeps_all():
         assert set(workers.map(lambda _: frozenset(os.sched_getaffinity(0)), range(4))) == {frozenset(before)}
 
 
+@pytest.mark.skipif(len(cpus()) < 2, reason="needs two CPUs, and a system that can place threads")
+def test_where_threads_may_not_be_placed_they_work_all_the_same(monkeypatch):
+    def forbidden(*_):
+        raise PermissionError("no")
+
+    monkeypatch.setattr(os, "sched_setaffinity", forbidden)
+    with Workers(len(cpus())) as workers:
+        assert list(workers.map(str, range(3))) == ["0", "1", "2"]
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_a_helped_function_can_ask_an_idle_thread_and_no_other_function_can(threads):
     def who(_):
