@@ -232,7 +232,9 @@ def _stop_signals():
 def _picture(run, workers, progress):
     try:
         save_picture(run.folder / "samples" / f"step_{run.state.step:07}.png", run.model, 16, run.settings.seed, workers)
-    except (OSError, UserError) as e:
+    except Exception as e:
+        if not isinstance(e, OSError | UserError) and not backend.is_out_of_memory(e):
+            raise
         progress.say(f"warning: no picture of step {run.state.step}: {e}; the training goes on")
 
 

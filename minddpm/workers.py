@@ -117,13 +117,15 @@ def _seats(threads):
     """What gives each thread a CPU of its own, if they are as many as the CPUs; else nothing, as where the system cannot.
 
     Threads that often wait for each other are taken for one piece of work by Linux's scheduler and put on one CPU, where they
-    took twice as long.
+    took twice as long.  What a worker starts is bound to its CPU too; another number of threads turns this off.  The first
+    thread's CPU depends on the process, so that two processes with one item each do not meet.
     """
-    cpus = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
+    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    free = [cpus[(os.getpid() + k) % threads] for k in range(threads)] if len(cpus) == threads else []
 
     def take_a_seat():
         with suppress(OSError):                     # a sandbox may forbid it
-            os.sched_setaffinity(0, {cpus.pop()})
+            os.sched_setaffinity(0, {free.pop()})
 
     return take_a_seat if len(cpus) == threads > 1 else None
 

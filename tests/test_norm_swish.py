@@ -57,6 +57,16 @@ def test_float32_error_within_ten_times_the_plain_layers(shape, offset):
         assert found.dtype == np.float32 and ours < 10 * theirs
 
 
+@pytest.mark.parametrize("bias", [0, -10, -25])
+def test_the_error_in_float32_is_that_of_a_number_as_large_as_what_goes_into_swish(bias):
+    """1 + tanh is rounded at 1: far below 0 the error is no longer small beside y, but never large."""
+    p, x, dy, groups = draw(SHAPES[4], np.float32)
+    p = {"weight": np.ones_like(p["weight"]), "bias": np.full_like(p["bias"], bias)}
+    exact = both(plan.plain_norm_swish, *tree.map(np.float64, [p, x, dy]), groups)["y"]
+    error = np.abs(both(fused_norm_swish, p, x, dy, groups)["y"] - exact).max()
+    assert error < 2.0**-24 * 4 * (abs(bias) + 5)
+
+
 def test_an_image_that_is_a_view_of_another_layout_is_right():
     """NHWC seen through a transpose: `empty_like` would take over the order of its axes."""
     p, x, dy, groups = draw(SHAPES[0])

@@ -482,7 +482,8 @@ def test_a_folder_that_becomes_unwritable_keeps_its_state(tmp_path, monkeypatch,
     assert go_on(tmp_path / "run") == whole(TOLD)
 
 
-@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), UserError("out of memory"), None])
+@pytest.mark.parametrize("fault", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), UserError("out of memory"),
+                                   MemoryError("no room"), None])
 def test_a_picture_that_cannot_be_made_is_one_line_and_the_training_goes_on(tmp_path, monkeypatch, capsys, whole, fault):
     """fault: what making it raises; None: a file is where its folder would be."""
     def fails(*args):
@@ -497,7 +498,7 @@ def test_a_picture_that_cannot_be_made_is_one_line_and_the_training_goes_on(tmp_
         (folder / "samples").write_text("a file")
     assert cli.main(flags(TOLD, folder)) == 0
     out, err = capsys.readouterr()
-    reasons = {OSError: r"\[Errno 28\] No space left on device", UserError: "out of memory"}
+    reasons = {OSError: r"\[Errno 28\] No space left on device", UserError: "out of memory", MemoryError: "no room"}
     reason = reasons[type(fault)] if fault else rf"{folder / 'samples'}\S* cannot be written: (File exists|Not a directory)"
     warnings = [line for line in out.splitlines() if "warning: no picture" in line]
     assert len(warnings) == 2 and err == "" and "trained: step 4 of 4" in out

@@ -117,13 +117,14 @@ def test_a_planted_fault_in_the_gradient_is_found():
         check_gradient(faulty, p, x, name="faulty")
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("size, widths", [(16, (16, 32, 32)), (28, (16, 16)), (20, (16, 16, 16))], ids=str)
-def test_the_whole_network_is_the_same_with_prepared_weights(size, widths):
+def test_the_whole_network_is_the_same_with_prepared_weights(size, widths, training):
     cfg = UNetConfig(size, 1, widths, blocks=1, attention=(1,), groups=4)
     p = random_parameters(tree.map(lambda d: d.shape, parameters(cfg)), seed=5)
     rng = np.random.default_rng(6)
     x, t = read_only(rng.standard_normal((2, size, size, 1))), [3, 900]
-    ready = prepare(p, size)
+    ready = prepare(p, size, training=training)
     assert sum("winograd" in name for name in tree.flatten(ready)) > len(widths)
     (y, back), (y_plain, back_plain) = unet(cfg, ready, x, t), unet(cfg, p, x, t)
     assert relative(y, y_plain) < 1e-12
@@ -136,6 +137,31 @@ def test_the_whole_network_is_the_same_with_prepared_weights(size, widths):
             assert np.abs(found[name]).max() < 1e-13
         else:
             assert relative(found[name], expected[name]) < 1e-10, name
+
+
+@pytest.mark.parametrize("width, more", [
+    (32, {"winograd", "winograd_transposed", "keep_points"}), (128, {"winograd", "winograd_transposed"}), (256, {"winograd"})])
+def test_narrow_convolutions_are_prepared_for_their_gradient(width, more):
+    cfg = UNetConfig(16, 1, (width,), blocks=1, attention=(), groups=4)
+    p = tree.map(lambda d: np.ones(d.shape, np.float32), parameters(cfg))
+    for training, expected in (True, more), (False, {"winograd"}):
+        conv = prepare(p, 16, training=training)["mid_block"]["resnets"][0]["conv1"]
+        assert conv.keys() - {"weight", "bias"} == expected
+    if "winograd_transposed" in more:
+        conv["weight"] = draw((1, 1, 1, width, width))[0]["weight"]
+        U, Ut = winograd.transform_both(conv["weight"], 4)
+        np.testing.assert_array_equal(U, winograd.transform(conv["weight"], 4))
+        np.testing.assert_array_equal(Ut, U.swapaxes(1, 2))
+
+
+def test_the_transpose_is_what_the_gradient_uses():
+    """A transpose that is wrong is seen in dx alone."""
+    p, x, dy = draw((1, 8, 8, 4, 2))
+    U, Ut = winograd.transform_both(p["weight"], 4)
+    backs = (winograd.winograd(p | {"winograd": U, "winograd_transposed": k * Ut}, x)[1] for k in (1, 2))
+    (dx, dp), (dx_twice, dp_twice) = (back(dy) for back in backs)
+    np.testing.assert_allclose(dx_twice, 2 * dx, rtol=1e-12, atol=1e-12)
+    np.testing.assert_array_equal(dp_twice["weight"], dp["weight"])
 
 
 def test_what_is_multiplied_together_does_not_lie_at_multiples_of_4096_bytes():

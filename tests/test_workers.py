@@ -14,7 +14,9 @@ from threadpoolctl import threadpool_info, threadpool_limits
 
 from minddpm.errors import UserError
 from minddpm.helper import helper
-from minddpm.workers import Workers
+from minddpm.layers import products
+from minddpm.sample import in_parallel
+from minddpm.workers import BLOCK, Workers
 
 PATIENCE = 10   # seconds until a test that waits for another thread fails instead of hanging
 
@@ -273,3 +275,43 @@ def test_a_helped_function_that_fails_leaves_no_helper_behind():
         with pytest.raises(ValueError, match="no"):
             list(workers.map(workers.helped(fail), [0]))
         assert helper.get() is None
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
+def test_each_reaches_every_number_in_blocks_that_fit_the_cache(threads, size):
+    a = {"x": [np.zeros(size), np.zeros((2, 3))]}
+    b = {"x": [np.arange(size, dtype=float), np.ones((2, 3))]}
+    sizes = []
+
+    def write(x, y):
+        sizes.append(x.size)
+        np.add(x, y + 1, out=x)
+
+    with Workers(threads) as workers:
+        workers.each(write, a, b)
+    assert all((u == v + 1).all() for u, v in zip(a["x"], b["x"], strict=True)) and max(sizes) <= BLOCK
+
+
+@pytest.mark.parametrize("B, asked", [(1, True), (2, False)])
+def test_a_single_image_has_a_helper(B, asked):
+    with Workers(2) as workers:
+        network = in_parallel(lambda x, t: np.full_like(x, helper.get() is not None), workers)
+        assert (network(np.zeros((B, 2, 2, 1)), 5) == asked).all()
+
+
+def test_two_callers_that_help_each_other_do_not_wait_for_ever(monkeypatch):
+    """Both threads of one pool ask for help at the same time, and there is nobody."""
+    monkeypatch.setattr(products, "LARGE", 0)
+    meeting = threading.Barrier(2, timeout=PATIENCE)
+    a, b = np.ones((2, 3, 4)), np.ones((2, 4, 5))
+
+    def multiply(_):
+        meeting.wait()
+        out = np.zeros((2, 3, 5))
+        products.batch_times(a, b, out)
+        return out
+
+    with Workers(2) as workers:
+        found = list(workers.map(workers.helped(multiply), range(2)))
+    assert all((out == 4).all() for out in found)

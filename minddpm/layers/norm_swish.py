@@ -17,6 +17,7 @@ def fused_norm_swish(p, x, groups, eps=1e-6):
     and with a = γ r the whole layer is one scaling and shift of each channel and a tanh, since 1/(1 + e^−n) = (1 + tanh n/2)/2:
 
         n = a z + (a d + β)          h = n/2          f = 1 + tanh h          y = h f
+    f is rounded at 1: y has an absolute error of |n| 6e-8 in float32, no small relative one where n is far below 0.
     Back:  see the derivation.      Keeps: x, y, f.
     """
     gamma, beta = p["weight"], p["bias"]

@@ -125,7 +125,7 @@ def prepare(params, side, each=map, training=False):
 
     The network computes the same with either tree, to rounding, and its gradient has the plain tree's keys.  To be made
     again after each change of the weights.  each: how to go over the convolutions, Workers.map with several threads.
-    training: the convolutions keep for the gradient what they would have to compute again.
+    training: narrow ones also get the transposed weight, and keep for the gradient what it would have to compute again.
     On a GPU the plain layer, whose few large kernels suit it, is the fast one.
     """
     if backend.is_cuda(params["conv_in"]["weight"]) or not backend.fast():

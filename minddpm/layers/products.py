@@ -20,7 +20,7 @@ def rows_times(a, w):
     m, whole = _length(M, K * N)
     if not m:
         return a @ w
-    w, y = np.ascontiguousarray(w), np.empty((M, N), a.dtype)
+    w, y = np.ascontiguousarray(w), np.empty((M, N), np.result_type(a, w))
     np.matmul(a[:whole].reshape(-1, m, K), w, out=y[:whole].reshape(-1, m, N))
     if whole < M:
         np.matmul(a[whole:], w, out=y[whole:])
@@ -59,7 +59,10 @@ def batch_times(a, b, out):
     half = len(a) // 2
     others = help(np.matmul, a[:half], b[:half], out=out[:half])
     np.matmul(a[half:], b[half:], out=out[half:])
-    others.result()
+    if others.cancel():                             # no thread was idle
+        np.matmul(a[:half], b[:half], out=out[:half])
+    else:
+        others.result()
 
 
 def _length(M, work):
