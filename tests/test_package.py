@@ -32,8 +32,8 @@ LEVELS = [line.split() for line in """
 
     layers.linear layers.attention layers.dropout layers.embedding layers.swish layers.upsample layers.cuda
     layers.products
-    layers.conv layers.norm layers.winograd layers.norm_swish
-    layers.thin
+    layers.conv layers.norm layers.norm_swish
+    layers.thin layers.winograd
     layers.plan
     layers
     blocks fused

@@ -41,10 +41,16 @@ def conv2d(p, x, stride=1):
 
 def im2col(x, k, stride, pad):
     """(B,H,W,C) -> (B,H',W',k·k·C): the k×k patch under each output pixel, as one row in the order (i, j, c)."""
-    B, H, W, C = x.shape
-    padded = np.zeros_like(x, shape=(B, H + sum(pad), W + sum(pad), C))
-    padded[:, pad[0]:pad[0] + H, pad[0]:pad[0] + W] = x
+    padded = framed(x, pad[0], x.shape[1] + sum(pad), x.shape[2] + sum(pad))
     return np.concatenate([padded[tap] for tap in _taps(padded.shape, k, stride)], axis=-1)
+
+
+def framed(x, before, height, width):
+    """(B,H,W,C) -> (B,height,width,C): x with zeros around it, `before` of them above and to the left."""
+    B, H, W, C = x.shape
+    y = np.zeros((B, height, width, C), x.dtype, like=x)
+    y[:, before:before + H, before:before + W] = x
+    return y
 
 
 def col2im(dpatches, shape, k, stride, pad):

@@ -40,17 +40,17 @@ def fused_norm_swish(p, x, groups, eps=1e-6):
 
     statistics = []
     for block in blocks:
-        n, e = rows(y[block]), rows(f[block])
         c = channel_mean(x[block])
-        z = np.subtract(rows(x[block]), along_rows(c), out=n)
+        h, f_rows = rows(y[block]), rows(f[block])                          # y's memory holds z, then h, then y
+        np.subtract(rows(x[block]), along_rows(c), out=h)                   # z
         d = c @ off_average
-        r = 1 / np.sqrt((channel_mean(np.multiply(z, z, out=e)) + d * d) @ group_average + eps)
+        r = 1 / np.sqrt((channel_mean(np.multiply(h, h, out=f_rows)) + d * d) @ group_average + eps)
         half_a = gamma / 2 * r
-        z *= along_rows(half_a)
-        z += along_rows(half_a * d + beta / 2)                              # h
-        np.tanh(z, out=e)
-        e += 1
-        n *= e
+        h *= along_rows(half_a)
+        h += along_rows(half_a * d + beta / 2)                              # h
+        np.tanh(h, out=f_rows)
+        f_rows += 1
+        h *= f_rows                                                         # y
         statistics.append((c, d, r))
 
     # f' = 1 − tanh² = f (2 − f), so 2 swish' = f + h f' = f + y (2 − f), and 2 dn = dy [ f + y (2 − f) ].

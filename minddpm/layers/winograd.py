@@ -23,6 +23,7 @@ from functools import cache
 
 import numpy as np
 
+from minddpm.layers.conv import framed
 from minddpm.layers.linear import column_sums
 from minddpm.layers.products import batch_times, times_columns
 
@@ -166,20 +167,12 @@ def _pieces(m):
     return [((i, j), (p, q, slice(None), r, s)) for i, p, r in pieces for j, q, s in pieces]
 
 
-def _framed(x, before, height, width):
-    """(b,H,W,C) -> (b,height,width,C): x with zeros around it, `before` of them above and to the left."""
-    b, H, W, C = x.shape
-    framed = np.zeros((b, height, width, C), x.dtype)
-    framed[:, before:before + H, before:before + W] = x
-    return framed
-
-
 def _tiles(x, m, rows, columns):
     """(b,H,W,C) -> (a²,T,C): every a×a tile of x, padded with zeros; neighbours overlap by 2."""
     b, _, _, C = x.shape
     tiles = _empty((m + 2)**2, b * rows * columns, C, x.dtype)
     places = tiles.reshape(m + 2, m + 2, b, rows, columns, C)
-    cells = _cells(_framed(x, 1, (rows + 1) * m, (columns + 1) * m), m)
+    cells = _cells(framed(x, 1, (rows + 1) * m, (columns + 1) * m), m)
     for in_tile, in_cells in _pieces(m):
         places[in_tile] = cells[in_cells]
     return tiles
@@ -201,7 +194,7 @@ def _tile(dy, m, rows, columns):
     """The adjoint of laying m×m outputs side by side and cutting to (H,W): (b,H,W,N) -> (m²,T,N), zeros beyond the edge."""
     b, H, W, N = dy.shape
     if (H, W) != (rows * m, columns * m):
-        dy = _framed(dy, 0, rows * m, columns * m)
+        dy = framed(dy, 0, rows * m, columns * m)
     tiles = _empty(m * m, b * rows * columns, N, dy.dtype)
     tiles.reshape(m, m, b, rows, columns, N)[...] = _cells(dy, m)
     return tiles
