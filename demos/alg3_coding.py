@@ -20,10 +20,13 @@ import common
 import numpy as np
 from scipy import stats
 
-from minddpm import cli, coding, data, images, load
+from minddpm import data, load
+from minddpm.app import cli
+from minddpm.app import pictures as images
+from minddpm.app.run import begin, train
+from minddpm.coding import progressive as coding
 from minddpm.diffusion import Schedule, q_posterior
 from minddpm.errors import UserError
-from minddpm.run import begin, train
 
 RUN = "runs/digits"
 COV = np.array([[0.08, 0.05], [0.05, 0.06]])                # of the 2-D data

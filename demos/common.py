@@ -15,14 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
-from minddpm import backend, cli, data, files, images, run, settings
+from minddpm import data
+from minddpm import device as backend
+from minddpm.app import cli, run, settings
+from minddpm.app import pictures as images
+from minddpm.app.evaluate import choose, data_of
+from minddpm.app.progress import Progress
 from minddpm.data import Dataset
 from minddpm.errors import UserError
-from minddpm.evaluate import choose, data_of
+from minddpm.fast.workers import Workers
 from minddpm.model import Model, load
-from minddpm.progress import Progress
 from minddpm.sample import in_parallel
-from minddpm.workers import Workers
+from minddpm.storage import files
 
 RUN = "runs/demo"           # what `minddpm demo` trains
 CELL = 64                   # pixels: about the size of an image on a sheet

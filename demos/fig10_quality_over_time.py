@@ -9,8 +9,9 @@ other network, and which only the distances of held-out images and of noise give
 import common
 import numpy as np
 
-from minddpm import backend, data
-from minddpm.distance import frechet, pca
+from minddpm import data
+from minddpm import device as backend
+from minddpm.app.metrics import frechet, pca
 from minddpm.errors import UserError
 from minddpm.sample import progressive
 

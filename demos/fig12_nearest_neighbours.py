@@ -10,8 +10,8 @@ import common
 import numpy as np
 
 from minddpm import data
-from minddpm.distance import nearest, pca
-from minddpm.generate import generate
+from minddpm.app.generate import generate
+from minddpm.app.metrics import nearest, pca
 
 NEIGHBOURS = 5
 

@@ -8,7 +8,7 @@ the paper's, which are those of CIFAR10: the shape is to be compared, not the nu
 
 import common
 
-from minddpm.evaluate import bits_per_dim, choose
+from minddpm.app.evaluate import bits_per_dim, choose
 from minddpm.likelihood import rate_distortion, standard_error
 
 # Table 4: reverse steps T − t + 1, rate in bits/dim, RMSE on [0, 255]; T = 1000.

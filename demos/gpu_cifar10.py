@@ -19,7 +19,8 @@ from unittest.mock import patch
 import common
 import numpy as np
 
-from minddpm import backend, generate, run, settings
+from minddpm import device as backend
+from minddpm.app import generate, run, settings
 from minddpm.errors import UserError
 from minddpm.unet import UNetConfig
 

@@ -17,11 +17,13 @@ from typing import NamedTuple
 import common
 import numpy as np
 
-from minddpm import backend, data, run, settings
-from minddpm.distance import frechet, pca
+from minddpm import data
+from minddpm import device as backend
+from minddpm.app import run, settings
+from minddpm.app.evaluate import choose
+from minddpm.app.generate import generate
+from minddpm.app.metrics import frechet, pca
 from minddpm.errors import UserError
-from minddpm.evaluate import choose
-from minddpm.generate import generate
 
 
 class Row(NamedTuple):

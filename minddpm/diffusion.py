@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from minddpm import backend
+from minddpm import device as backend
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from minddpm.backend import is_cuda
+from minddpm.device import is_cuda
 
 
 def log_density(x, mean, var):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minddpm.backend import is_cuda, to_host
+from minddpm.device import is_cuda, to_host
 from minddpm.diffusion import q_marginal, q_posterior, q_sample, q_step
 from minddpm.gaussian import discretized_log_likelihood, kl, log_density
 from minddpm.reverse import p_theta

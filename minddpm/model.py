@@ -4,12 +4,28 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from minddpm import backend, checkpoint, files, pipeline, scheduler_json, tree, unet_json
+from minddpm import device as backend
+from minddpm import tree
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
-from minddpm.layers import prepare
-from minddpm.memory import discard
+from minddpm.fast.ops import prepare
+from minddpm.storage import (
+    files,
+)
+from minddpm.storage import (
+    folder as pipeline,
+)
+from minddpm.storage import (
+    scheduler_config as scheduler_json,
+)
+from minddpm.storage import (
+    unet_config as unet_json,
+)
+from minddpm.storage import (
+    weights as checkpoint,
+)
 from minddpm.unet import UNetConfig, parameters, unet
+from minddpm.unet.recompute import discard
 
 
 @dataclass(frozen=True, eq=False)

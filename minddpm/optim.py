@@ -8,7 +8,8 @@ import math
 
 import numpy as np
 
-from minddpm import backend, tree
+from minddpm import device as backend
+from minddpm import tree
 
 
 def learning_rate(step, peak, warmup=0, final=None, steps=None):

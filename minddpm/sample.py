@@ -6,8 +6,8 @@ from itertools import count
 
 import numpy as np
 
-from minddpm.ahead import ahead
 from minddpm.diffusion import check_t, per_image, q_sample
+from minddpm.fast.prefetch import ahead
 from minddpm.reverse import p_theta
 
 

@@ -5,13 +5,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minddpm import backend, data, fused, optim, tree
+from minddpm import data, optim, tree
+from minddpm import device as backend
 from minddpm.diffusion import q_sample
 from minddpm.errors import UserError
-from minddpm.layers import prepare
-from minddpm.memory import TRAINING, keep
+from minddpm.fast import adam_cuda as fused
+from minddpm.fast.ops import prepare
 from minddpm.objective import OBJECTIVES, Example
 from minddpm.unet import unet
+from minddpm.unet.recompute import TRAINING, keep
 
 
 @dataclass

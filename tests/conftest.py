@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import standin
 
-from minddpm import backend
+from minddpm import device as backend
 
 BACKENDS = ("standin", "emu", "cupy")
 chosen = SimpleNamespace(name=None, tool=None, missing=None)

@@ -12,10 +12,10 @@ import minddpm
 from minddpm import tree
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
-from minddpm.layers import prepare
-from minddpm.memory import discard
+from minddpm.fast.ops import prepare
 from minddpm.model import Model
 from minddpm.unet import UNetConfig, init, unet
+from minddpm.unet.recompute import discard
 
 CFG = UNetConfig(8, 3, (8, 16), 1, (1,), groups=4)
 

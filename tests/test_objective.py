@@ -10,8 +10,8 @@ from gradcheck import Case, check_gradient, read_only
 
 from minddpm import train
 from minddpm.diffusion import Schedule
+from minddpm.fast.workers import Workers
 from minddpm.objective import l_simple
-from minddpm.workers import Workers
 
 S = Schedule.linear(T=20, beta_T=0.2)
 BETA = S.beta.tolist()

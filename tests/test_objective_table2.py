@@ -9,14 +9,15 @@ import pytest
 from gradcheck import Case, check_gradient, read_only
 
 import minddpm
-from minddpm import cli, data, generate, run
+from minddpm import data
+from minddpm.app import cli, generate, run
+from minddpm.app.settings import Settings
 from minddpm.bound import decoder_nll
 from minddpm.diffusion import Schedule, q_posterior, q_sample
 from minddpm.errors import UserError
+from minddpm.fast.workers import Workers
 from minddpm.objective import OBJECTIVES, Example
-from minddpm.settings import Settings
 from minddpm.train import draw_batch, gradient
-from minddpm.workers import Workers
 
 S = Schedule.linear()
 BETA = S.beta.tolist()

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from minddpm import optim, train, tree
+from minddpm.app.settings import Settings
 from minddpm.diffusion import Schedule
-from minddpm.settings import Settings
+from minddpm.fast.workers import Workers
 from minddpm.unet import UNetConfig, parameters
-from minddpm.workers import Workers
 
 
 def draw(*shape, seed=0):

@@ -21,47 +21,50 @@ PACKAGE = ROOT / "minddpm"
 # Bottom to top: a module imports modules of lower lines only, never one of its own line.
 LEVELS = [line.split() for line in """
     errors
-    tree backend ahead helper files memory options progress distance range_coder
-    readers tensorfile optim mrc fitting workers
-    data
-    images
+    tree device fast.prefetch fast.helper storage.files unet.recompute
+    storage.json_options app.progress app.metrics coding.range_coder
+    data.readers storage.safetensors_file optim coding.random_coding app.fitting fast.workers
+    data.sets
+    app.pictures
 
     diffusion gaussian
     reverse bound score
-    objective sample likelihood coding
+    objective sample likelihood coding.progressive
 
-    layers.linear layers.attention layers.dropout layers.embedding layers.swish layers.upsample layers.cuda
-    layers.products
-    layers.conv layers.norm layers.norm_swish
-    layers.thin layers.winograd
-    layers.plan
-    layers
-    blocks fused
-    unet
+    unet.layers.linear unet.layers.attention unet.layers.dropout unet.layers.embedding unet.layers.swish unet.layers.upsample
+    fast.cuda
+    fast.matmul
+    unet.layers.conv unet.layers.norm fast.norm_swish
+    fast.narrow_conv fast.winograd
+    fast.ops
+    unet.layers
+    unet.blocks fast.adam_cuda
+    unet.network
 
-    names unet_json
-    scheduler_json checkpoint pipeline
-    settings model train
+    storage.names storage.unet_config
+    storage.scheduler_config storage.weights storage.folder
+    app.settings model train
     minddpm
-    generate
-    run
-    estimate evaluate
-    checks
-    selftest
+    app.generate
+    app.run
+    app.dry_run app.evaluate
+    app.checks
+    app.selftest
 
-    paper differences readalong
+    readalong.paper readalong.differences readalong
     readalong.tags readalong.maths
     readalong.index readalong.markup
     readalong.blocks readalong.readme
     readalong.pages
     readalong.show
 
-    commands
-    cli
+    app.commands
+    app.cli
     """.splitlines() if line.strip()]
 LEVEL = {module: level for level, modules in enumerate(LEVELS) for module in modules}
-MATHS = {"diffusion", "gaussian", "reverse", "bound", "score", "objective", "sample", "likelihood", "coding"}
-NETWORK = {module for module in LEVEL if module.split(".")[0] == "layers"} | {"memory", "blocks", "fused", "unet"}
+MATHS = {"diffusion", "gaussian", "reverse", "bound", "score", "objective", "sample", "likelihood", "coding.progressive"}
+NETWORK = {module for module in LEVEL if module.startswith("unet.layers")} | {
+    "unet.recompute", "unet.blocks", "fast.adam_cuda", "unet.network", "unet"}
 MEETING = LEVEL["train"]                                        # from this line on a module may import both towers
 
 THIRD_PARTY = {"numpy", "scipy", "imageio", "PIL", "tqdm", "threadpoolctl"}      # pyproject's dependencies
@@ -70,17 +73,17 @@ DOCS = {"pygments", "latex2mathml"}                             # its extra, for
 SHORTEST, LONGEST = 30, 260
 OTHER_LENGTHS = {
     "minddpm": "three names and the version",
-    "datasets": "a folder of data needs an __init__.py to be found by importlib.resources",
-    "ahead": "one generator",
+    "data.builtin": "a folder of data needs an __init__.py to be found by importlib.resources",
+    "fast.prefetch": "one generator",
     "errors": "one exception",
-    "helper": "one variable",
+    "fast.helper": "one variable",
     "readalong": "the name of a folder",
-    "layers": "the rules that all layers follow, and their names",
-    "layers.linear": "one file a layer, and this one is y = x W + b",
-    "layers.embedding": "one file a layer, and this one has no gradient",
-    "layers.swish": "one file a layer, and this one is x s(x)",
-    "layers.upsample": "one file a layer, and this one copies pixels",
-    "memory": "three policies of four lines: to be compared at a glance",
+    "unet.layers": "the rules that all layers follow, and their names",
+    "unet.layers.linear": "one file a layer, and this one is y = x W + b",
+    "unet.layers.embedding": "one file a layer, and this one has no gradient",
+    "unet.layers.swish": "one file a layer, and this one is x s(x)",
+    "unet.layers.upsample": "one file a layer, and this one copies pixels",
+    "unet.recompute": "three policies of four lines: to be compared at a glance",
 }
 
 
@@ -225,7 +228,7 @@ def test_import_is_quick_and_light():
 
 
 def test_import_of_the_command_line_needs_no_gpu_and_no_plots():
-    loaded = fresh("import json, sys, minddpm.cli; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))")
+    loaded = fresh("import json, sys, minddpm.app.cli; print(json.dumps(sorted({m.split('.')[0] for m in sys.modules})))")
     assert not {"cupy", "matplotlib", "torch", "diffusers"} & set(loaded)
 
 
@@ -291,12 +294,12 @@ def test_pyproject_names_every_package_and_every_kind_of_data():
 
 def test_the_kernels_are_ascii():
     """CuPy writes the source to a file in the machine's own encoding."""
-    assert (PACKAGE / "layers" / "kernels.cu").read_bytes().isascii()
+    assert (PACKAGE / "fast" / "kernels.cu").read_bytes().isascii()
 
 
 def test_every_data_file_has_its_licence():
-    text = (PACKAGE / "datasets" / "LICENSES.md").read_text()
-    for path in (PACKAGE / "datasets").glob("*.npz"):
+    text = (PACKAGE / "data" / "builtin" / "LICENSES.md").read_text()
+    for path in (PACKAGE / "data" / "builtin").glob("*.npz"):
         assert path.stem in text
     assert {"CC BY 4.0", "CC BY-SA 3.0", "CC0 1.0"} <= set(re.findall(r"CC ?(?:BY(?:-SA)?|0) \d\.\d", text))
 
@@ -318,7 +321,7 @@ def test_the_wheel_holds_the_data_and_works(tmp_path):
         archive.extractall(tmp_path / "site")
     there = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob("*") if p.is_file() and "__pycache__" not in p.parts}
     assert {name for name in inside if name.startswith("minddpm/")} == there
-    assert {"minddpm/datasets/LICENSES.md", "minddpm/datasets/digits.npz"} <= inside
+    assert {"minddpm/data/builtin/LICENSES.md", "minddpm/data/builtin/digits.npz"} <= inside
     assert any(name.endswith(".dist-info/licenses/LICENSE") for name in inside)
     code = (f"import sys; sys.path.insert(0, {str(tmp_path / 'site')!r}); import json; from minddpm import data; "
             "print(json.dumps([data.__file__, *(data.load(name).train.shape for name in data.BUILT_IN)]))")

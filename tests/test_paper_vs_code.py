@@ -9,15 +9,16 @@ import pytest
 from test_evaluate import DIGITS, oracle_model
 from test_train import TOLD, batch_of, random_params, small
 
-from minddpm import evaluate, optim, tree
+from minddpm import optim, tree
+from minddpm.app import evaluate
+from minddpm.app.settings import TRAINING, Settings
 from minddpm.diffusion import Schedule, q_posterior
+from minddpm.fast.workers import Workers
 from minddpm.likelihood import vlb
 from minddpm.reverse import p_theta
 from minddpm.sample import sample
-from minddpm.settings import TRAINING, Settings
 from minddpm.train import TrainingState, draw_batch, gradient, train_step
 from minddpm.unet import UNetConfig, init, unet
-from minddpm.workers import Workers
 
 S = Schedule.linear(25, 0.01, 0.3)
 WIDE = oracles.gaussian(S, 0.0, 9.0)                # the denoiser of data far wider than [−1, 1]

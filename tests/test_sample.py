@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from minddpm.diffusion import Schedule, x0_hat
+from minddpm.fast.workers import Workers
 from minddpm.sample import in_parallel, reverse_process, sample
-from minddpm.workers import Workers
 
 S = Schedule.linear(T=25, beta_1=0.01, beta_T=0.3)
 LIKE = np.zeros(0)                      # float64

@@ -8,13 +8,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minddpm import data, memory, optim, run, settings, train, tree
+from minddpm import data, optim, train, tree
+from minddpm.app import run, settings
+from minddpm.app.settings import Settings
 from minddpm.diffusion import q_sample
 from minddpm.errors import UserError
-from minddpm.settings import Settings
+from minddpm.fast.workers import Workers
 from minddpm.train import TrainingState, draw, draw_batch, gradient, train_step
 from minddpm.unet import UNetConfig, init, unet
-from minddpm.workers import Workers
+from minddpm.unet import recompute as memory
 
 DIGITS = data.load("digits")
 TOLD = Settings(data="digits", preset="tiny", batch=24, lr=1e-3, lr_final=1e-5, warmup=3, steps=12, ema=0.9, T=20, threads=2,
@@ -63,7 +65,7 @@ def test_alg1_a_batch_is_a_function_of_seed_and_step():
     for step in 5, 1, 3, 5, 4, 1:                                                       # in any order, as often as one likes
         batch = draw_batch(TOLD, DIGITS, step)
         equal(batches.setdefault(step, list(batch)), list(batch))
-        data._epoch.cache_clear()
+        data.sets._epoch.cache_clear()
     other = draw_batch(replace(TOLD, seed=1), DIGITS, 5)
     for another in batches[1], batches[4], other:
         for a, b in zip(batches[5], another, strict=True):
@@ -365,7 +367,7 @@ def test_resumed_in_a_fresh_process_equals_uninterrupted(tmp_path, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(Killed):
         killed_at(patch, 7)
         run.train(run.begin(tmp_path / "killed", told))
-    code = "import sys; from minddpm.cli import main; sys.exit(main())"
+    code = "import sys; from minddpm.app.cli import main; sys.exit(main())"
     subprocess.run([sys.executable, "-c", code, "train", "--resume", tmp_path / "killed"], check=True, stdout=subprocess.PIPE)
     fresh = run.resume(tmp_path / "killed").state
     for name in "params", "m", "v", "ema":

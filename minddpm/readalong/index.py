@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minddpm.errors import UserError
-from minddpm.paper import ITEMS
+from minddpm.readalong.paper import ITEMS
 from minddpm.readalong.tags import in_name, leading, mentioned, starts_with
 
 ROOT = Path(__file__).resolve().parents[2]          # a checkout, or what pip installed
 # What a reader of an equation wants to see first.
-FIRST = ("diffusion", "gaussian", "reverse", "likelihood", "sample", "coding", "score", "train", "objective", "bound", "layers/",
-         "blocks", "unet", "evaluate")
+FIRST = ("diffusion", "gaussian", "reverse", "likelihood", "sample", "coding", "score", "train", "objective", "bound",
+         "unet/layers/", "unet/blocks", "unet/", "app/evaluate")
 
 PART = re.compile(r"\w+\. \S+, lines? ")
 
@@ -150,7 +150,7 @@ def _reading_order(place, part, shared):
 
 def missing(index):
     """One sentence for each item that has neither code and a test of its own nor a written reason, and each unknown tag."""
-    problems = [f"{where} is not in the paper's table (minddpm/paper.py)" for where in index.unknown]
+    problems = [f"{where} is not in the paper's table (readalong/paper.py)" for where in index.unknown]
     for item in ITEMS:
         if not item.why_not:
             what = [name for name, places in (("code", index.code[item.key]), ("test", index.own_tests(item))) if not places]

@@ -6,13 +6,13 @@ Each page is complete in itself: one file of HTML with its style in it, no scrip
 import html
 import re
 
-from minddpm import files
-from minddpm.differences import DIFFERENCES
 from minddpm.errors import UserError
-from minddpm.paper import ITEMS
 from minddpm.readalong import blocks, maths, tags
+from minddpm.readalong.differences import DIFFERENCES
 from minddpm.readalong.index import FIRST, sources
 from minddpm.readalong.markup import code, formulas, highlighted, page, sentence, where
+from minddpm.readalong.paper import ITEMS
+from minddpm.storage import files
 
 TESTS_SHOWN = 4
 LABEL, BOLD = re.compile("(Back|Keeps):"), r"<b>\1:</b>"

@@ -2,10 +2,10 @@
 
 import re
 
-from minddpm import files
-from minddpm.differences import DIFFERENCES
 from minddpm.errors import UserError
-from minddpm.paper import ITEMS
+from minddpm.readalong.differences import DIFFERENCES
+from minddpm.readalong.paper import ITEMS
+from minddpm.storage import files
 
 # Files of minddpm/, what they have of the paper, and what they hold.
 ORDER = [
@@ -14,16 +14,16 @@ ORDER = [
     ("reverse", "Eq. (1), (11), Table 2", "p_θ from what the network says"),
     ("objective bound", "Eq. (8), (12), (14), Table 2", "the training losses, each with its gradient"),
     ("sample", "Alg. 2, Fig. 6-9", "from noise to data, and what can be done on the way"),
-    ("likelihood evaluate distance", "Eq. (3), (5), (16), Tables 1, 4", "bits/dim, rate and distortion; samples judged"),
-    ("coding mrc range_coder", "Alg. 3, 4", "images sent and received for real"),
+    ("likelihood app/evaluate app/metrics", "Eq. (3), (5), (16), Tables 1, 4", "bits/dim, rate and distortion; samples judged"),
+    ("coding/", "Alg. 3, 4", "images sent and received for real"),
     ("score", "Sec. 3.2, App. C", "ε_θ as a score; Langevin dynamics"),
-    ("layers/", "App. B", "one file a layer: forward pass, derivation, gradient; `cuda.py`, `kernels.cu`: on a GPU"),
-    ("blocks unet memory", "App. B", "residual block, attention, the U-Net and its initialisation"),
-    ("train optim fused workers", "Alg. 1, Sec. 4", "one training step; Adam, warm-up, clipping, EMA; threads"),
-    ("run generate settings commands cli", "", "a run's folder, pictures, the command line"),
-    ("model pipeline checkpoint names", "", "folders that diffusers opens, and its folders opened here"),
-    ("data readers images", "Sec. 3.3", "data sets in, pictures out"),
-    ("paper differences readalong/", "", "from the paper to the line to the test"),
+    ("unet/layers/", "App. B", "one file a layer: forward pass, derivation, gradient; `cuda.py`, `kernels.cu`: on a GPU"),
+    ("unet/blocks unet/network unet/recompute", "App. B", "residual block, attention, the U-Net and its initialisation"),
+    ("train optim", "Alg. 1, Sec. 4", "one training step; Adam, warm-up, clipping, EMA; threads"),
+    ("app/", "", "a run's folder, pictures, the command line"),
+    ("model storage/", "", "folders that diffusers opens, and its folders opened here"),
+    ("data/", "Sec. 3.3", "data sets in, pictures out"),
+    ("fast/ readalong/", "", "from the paper to the line to the test"),
 ]
 
 

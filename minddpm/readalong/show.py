@@ -6,10 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from minddpm import paper
 from minddpm.errors import UserError
 from minddpm.readalong import index as reading
-from minddpm.readalong import readme
+from minddpm.readalong import paper, readme
 
 NO_TESTS = ("The tests and the literal transcription are not here: they come with a checkout of the repository, not with the "
             "installed package.")

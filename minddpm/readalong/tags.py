@@ -2,7 +2,7 @@
 
 import re
 
-from minddpm.paper import spell
+from minddpm.readalong.paper import spell
 
 # kind: how one number of it is written
 NUMBER = {"Eq.": r"\(\d+\)", "Alg.": r"\d+", "Sec.": r"\d(?:\.\d+)?", "App.": r"[A-Z]\b", "Fig.": r"\d+", "Table": r"\d+"}

@@ -31,9 +31,9 @@ def waited(side, wait):
 
 def minddpm_side(preset, kind):
     """minddpm's side on the GPU: one worker, which takes a batch whole, and there it is left open."""
-    from minddpm import backend
-    from minddpm.run import workers_for
-    from minddpm.settings import Settings
+    from minddpm import device as backend
+    from minddpm.app.run import workers_for
+    from minddpm.app.settings import Settings
 
     device = backend.choose("cuda")
     workers = workers_for(Settings(batch=max(batch for _, batch, _ in WORKLOADS.values())), device).__enter__()
@@ -54,7 +54,7 @@ def serve(pipe, side, workload, precision):
     os.environ["CUPY_TF32"] = str(int(precision == "tf32"))      # read once, at the first matrix product
     preset, batch, kind = WORKLOADS[workload]
     if side == "minddpm":
-        from minddpm import backend
+        from minddpm import device as backend
         built, memory = minddpm_side(preset, kind), backend.pool_bytes
     else:
         import torch
@@ -93,7 +93,7 @@ def main():
     if unknown := set(args.workloads) - set(WORKLOADS):
         parser.error(f"unknown workload {min(unknown)}; expected some of {', '.join(WORKLOADS)}")
 
-    from minddpm import backend
+    from minddpm import device as backend
     usable, sentence = backend.probe()
     if not usable:
         print(f"gpu_vs_torch.py needs a GPU, but {sentence}", file=sys.stderr)

@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 from vs_torch import peak_mb, unset_openblas
 
+from minddpm.app.settings import Settings
 from minddpm.diffusion import Schedule
-from minddpm.settings import Settings
+from minddpm.fast.workers import Workers
 from minddpm.train import Batch, TrainingState, train_step
 from minddpm.unet import UNetConfig, init
-from minddpm.workers import Workers
 
 SIZES = {"batch": (8, 16, 32, 64, 128), "width": (16, 32, 64, 128), "image size": (16, 32, 64, 128)}
 

@@ -53,11 +53,12 @@ class Side(NamedTuple):
 
 def minddpm_side(preset, kind, workers, device="cpu"):
     """Training steps as train.py makes them, or sampling steps as sample.py does."""
-    from minddpm import backend, tree
+    from minddpm import device as backend
+    from minddpm import tree
+    from minddpm.app.settings import Settings
     from minddpm.model import Model
     from minddpm.reverse import p_theta
     from minddpm.sample import in_parallel
-    from minddpm.settings import Settings
     from minddpm.train import Batch, TrainingState, train_step
 
     cfg, params, s = common(preset)
@@ -91,7 +92,8 @@ def torch_side(preset, kind, threads, channels_last, compiled, device="cpu"):
     import torch
     import torch_unet
 
-    from minddpm import checkpoint, tree
+    from minddpm import tree
+    from minddpm.storage import weights as checkpoint
 
     torch.set_num_threads(threads)
     cfg, params, s = common(preset)
@@ -146,8 +148,8 @@ def torch_side(preset, kind, threads, channels_last, compiled, device="cpu"):
 def common(preset):
     """The network's sizes, its weights, and the schedule, with which both sides begin.  No dropout: the masks would differ."""
     from minddpm import tree
+    from minddpm.app.settings import PRESETS
     from minddpm.diffusion import Schedule
-    from minddpm.settings import PRESETS
     from minddpm.unet import parameters
 
     cfg = replace(PRESETS[preset](), dropout=0.0)
@@ -173,7 +175,7 @@ def weights(cfg):
 
 def draw(preset, batch, number):
     """What step `number` sees: x0, which sampling takes for x_t, eps, which it takes for z, (B,H,W,C); t (B,)."""
-    from minddpm.settings import PRESETS
+    from minddpm.app.settings import PRESETS
 
     cfg, rng = PRESETS[preset](), np.random.default_rng([1, number])
     shape = (batch, cfg.image_size, cfg.image_size, cfg.in_channels)
@@ -210,7 +212,7 @@ def differences(ours, theirs):
 
 def serve(pipe, side, workload, threads, compiled):
     """A side's process: `answer`, and at the end its memory."""
-    from minddpm.workers import Workers
+    from minddpm.fast.workers import Workers
 
     preset, batch, kind = WORKLOADS[workload]
     if side == "minddpm":

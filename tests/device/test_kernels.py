@@ -11,8 +11,10 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from minddpm import backend, tree
-from minddpm.layers import cuda, plan
+from minddpm import device as backend
+from minddpm import tree
+from minddpm.fast import cuda
+from minddpm.fast import ops as plan
 
 SEEDS = np.array([3, 2**63 - 1, 12345])
 
@@ -104,7 +106,7 @@ def test_the_plan_takes_kernels_for_float32_on_a_device_and_can_be_told_not_to(m
 
 def planted(before, after):
     """kernels.cu, compiled with a bug."""
-    source = resources.files("minddpm.layers").joinpath("kernels.cu").read_text(encoding="utf-8")
+    source = resources.files("minddpm.fast").joinpath("kernels.cu").read_text(encoding="utf-8")
     assert before in source
     module = backend.cupy().RawModule(code=source.replace(before, after))
     return lambda: module

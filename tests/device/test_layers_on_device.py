@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 from test_layers import CASES, NORM_SWISH, PLAN, PRODUCTS, THIN, WINOGRAD
 
-from minddpm import backend, layers, tree
+from minddpm import device as backend
+from minddpm import tree
 from minddpm.diffusion import Schedule
+from minddpm.fast import ops as layers
 from minddpm.objective import OBJECTIVES, Example
 
 HOSTS = WINOGRAD, NORM_SWISH, PRODUCTS, THIN
@@ -34,7 +36,7 @@ def close(found, expected, tolerance):
 def test_layer(gpu, name, dtype):
     kind, tolerance = DTYPES[dtype]
     case = ON_DEVICE[name]
-    f = case.bind(layers.plan if case.module == PLAN else layers)
+    f = case.bind(layers)
     args, device_args = ([moved(arg, kind, device) for arg in case.args] for device in ("cpu", "cuda"))
     y, back = f(*args)
     device_y, device_back = f(*device_args)

@@ -5,17 +5,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minddpm import backend, checkpoint, fused, optim, tree
+from minddpm import device as backend
+from minddpm import optim, tree
+from minddpm.app.settings import Settings
 from minddpm.data import Dataset
 from minddpm.diffusion import Schedule
-from minddpm.memory import discard
+from minddpm.fast import adam_cuda as fused
+from minddpm.fast.workers import Workers
 from minddpm.model import Model, load, save
 from minddpm.objective import OBJECTIVES
 from minddpm.sample import in_parallel, reverse_process
-from minddpm.settings import Settings
+from minddpm.storage import weights as checkpoint
 from minddpm.train import TrainingState, draw_batch, train_step
 from minddpm.unet import UNetConfig, parameters, unet
-from minddpm.workers import Workers
+from minddpm.unet.recompute import discard
 
 SMALL = UNetConfig(8, 3, widths=(8, 16), blocks=1, attention=(1,), groups=4, dropout=0.1)
 CIFAR = replace(UNetConfig.cifar10(), image_size=8, widths=(8, 16, 16, 16), groups=4)        # its structure, not its sizes

@@ -28,7 +28,7 @@ SOURCES = """ahead blocks bound data diffusion fused gaussian layers/attention l
 
 # What the audit cannot know: complaints about these lines are answered here
 ON_THE_HOST = {
-    "to_device":            "minddpm.backend's, not an array's method",
+    "to_device":            "minddpm.device's, not an array's method",
     "errstate":             "NumPy's own state; nothing is dispatched",
     "setflags":             "of a schedule's tables, made on the host",
     "random.Philox":        "the plain twin of dropout draws on the host",

@@ -7,14 +7,18 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minddpm import backend, cli, coding, estimate, run, tree
+from minddpm import device as backend
+from minddpm import tree
+from minddpm.app import cli, run
+from minddpm.app import dry_run as estimate
+from minddpm.app.settings import Settings
+from minddpm.coding import progressive as coding
 from minddpm.data import load as load_data
 from minddpm.data import scale
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
 from minddpm.likelihood import marginal_bound, path_bound, reverse_term, vlb, vlb_estimate
 from minddpm.model import Model, load
-from minddpm.settings import Settings
 from minddpm.train import Metrics, draw
 from minddpm.unet import UNetConfig, init
 

@@ -12,7 +12,9 @@ import warnings
 import numpy as np
 import pytest
 
-from minddpm import checkpoint, tree, unet_json
+from minddpm import tree
+from minddpm.storage import unet_config as unet_json
+from minddpm.storage import weights as checkpoint
 from minddpm.unet import parameters
 
 REASON = "needs the oracles torch and diffusers: pip install -e .[test,parity]"

@@ -7,8 +7,8 @@ import pytest
 import torch_unet
 import vs_torch
 
+from minddpm.fast.workers import Workers
 from minddpm.reverse import p_theta
-from minddpm.workers import Workers
 
 PRESET, BATCH, torch = "small", 4, oracle.torch
 Adam, clip_grad_norm, lerp = torch.optim.Adam, torch.nn.utils.clip_grad_norm_, torch._foreach_lerp_

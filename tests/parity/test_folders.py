@@ -27,11 +27,14 @@ from oracle import (
 from safetensors.numpy import load_file, save_file
 
 import minddpm
-from minddpm import cli, run, scheduler_json, tree, unet_json
+from minddpm import tree
+from minddpm.app import cli, run
+from minddpm.app.settings import Settings
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
 from minddpm.model import Model
-from minddpm.settings import Settings
+from minddpm.storage import scheduler_config as scheduler_json
+from minddpm.storage import unet_config as unet_json
 from minddpm.unet import UNetConfig, init
 
 NETWORKS = {
@@ -259,7 +262,7 @@ def check_run(folder, ema=None):
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM], ids=["killed", "stopped"])
 def test_a_run_interrupted_mid_training_opens_and_samples(tmp_path, how):
     folder = tmp_path / "run"
-    command = [sys.executable, "-c", "import sys; from minddpm.cli import main; sys.exit(main())"]
+    command = [sys.executable, "-c", "import sys; from minddpm.app.cli import main; sys.exit(main())"]
     process = subprocess.Popen(command + ["train", "--data", "digits", "--preset", "tiny", "--batch", "4", "--save-every", "1",
                                           "--sample-every", "0", "--steps", "100000", "--out", str(folder)],
                                stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)

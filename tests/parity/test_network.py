@@ -18,7 +18,7 @@ from oracle import (
 )
 
 from minddpm import tree
-from minddpm.layers import prepare
+from minddpm.fast.ops import prepare
 from minddpm.unet import unet
 
 T_SEEN = [1, 2, 500, 1000]          # the paper's t

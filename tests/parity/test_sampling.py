@@ -8,10 +8,10 @@ import pytest
 from oracle import DDPMPipeline, DDPMScheduler, config_of, make, nchw, nhwc, randomize, relative, to_ours, torch
 from torch_normal import TorchNormal, pipeline_image
 
-from minddpm import scheduler_json
 from minddpm.diffusion import Schedule
 from minddpm.model import Model
 from minddpm.sample import reverse_steps
+from minddpm.storage import scheduler_config as scheduler_json
 
 B, SIZE, CHANNELS = 2, 8, 3
 

@@ -5,10 +5,10 @@ import pytest
 from oracle import config_of, make, nchw, randomize, relative, to_ours, torch
 
 from minddpm import tree
+from minddpm.app.settings import Settings
 from minddpm.diffusion import Schedule, q_sample
-from minddpm.settings import Settings
+from minddpm.fast.workers import Workers
 from minddpm.train import Batch, TrainingState, train_step
-from minddpm.workers import Workers
 
 STEPS, B, SIZE, LR = 50, 8, 8, 1e-3
 

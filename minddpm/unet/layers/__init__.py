@@ -1,0 +1,9 @@
+"""App. B.  The network's layers, one file each: a forward pass and its hand-derived gradient side by side, as a pullback.
+
+    y, back = layer(p, x, ...)          dx, dp = back(dy)          (dx alone where the layer has no parameters)
+
+B batch, H W height and width, C channels in, N channels out; arrays are NHWC, convolution weights HWIO, dense weights
+(in, out).  A layer writes to none of its arguments, `back` may be called more than once, and `dp` has exactly p's keys.
+Write ⟨a, b⟩ for the sum of the elementwise products.  `back` computes the adjoint of the layer's derivative J: the dx for
+which ⟨dy, J v⟩ = ⟨dx, v⟩ for every v; tests/gradcheck.py tests this very equation.
+"""
