@@ -13,6 +13,7 @@ from minddpm.diffusion import q_marginal, q_posterior, q_sample
 from minddpm.gaussian import discretized_log_likelihood, kl
 from minddpm.reverse import p_theta
 
+
 class Bound(NamedTuple):
     """Eq. (5).  The bound of each image: L (B, T+1), bits/dim, L[:, k] = L_k; mse (B, T+1), mean (x_0 − x̂_0)² at each t."""
 
@@ -99,7 +100,7 @@ def rate_distortion(bound):
 
 
 def p_theta_float64(s, eps_theta, x_t, t, dtype, *how):
-    """Eq. (1).  p_theta in float64 for the network's output at x_t, which it gets in its own dtype.  how: sigma2, clip, predicts."""
+    """Eq. (1).  p_theta in float64, of the network's output at x_t as an array of the dtype; how: sigma2, clip, predicts."""
     return p_theta(s, x_t, t, float64(eps_theta(x_t.astype(dtype, copy=False), t)), *how)
 
 

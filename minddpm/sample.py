@@ -61,8 +61,8 @@ def noise(streams, shape, like=None):
 def last(steps):
     """The x_0 with which the steps of a reverse process end."""
     for _, x_t, _ in steps:
-        pass
-    return x_t
+        x_0 = x_t
+    return x_0
 
 
 def progressive(s, eps_theta, shape, seed, first=0, like=None, **how):

@@ -9,6 +9,7 @@ import numpy as np
 
 from minddpm.data import readers
 from minddpm.errors import UserError
+from minddpm.random import rng
 
 BUILT_IN = {
     "digits":  "1,797 handwritten digits, 8x8 grey, 17 levels",
@@ -34,6 +35,11 @@ class Dataset:
     def image_shape(self):
         """(H, W, C)."""
         return self.train.shape[1:]
+
+    def batch(self, size, step, seed):
+        """Alg. 1.  x_0 ~ q(x_0): the images of training step 1, 2, … -> (size,H,W,C) float32 in [−1, 1]; see batch_indices."""
+        images = batch_indices(len(self.train), size, step, seed)
+        return scale(self.train[np.asarray(images, like=self.train)], self.levels)
 
 
 def load(name_or_path):
@@ -80,14 +86,6 @@ def unscale(x, levels=256):
     return np.rint((np.clip(x, -1, 1) + 1) * ((levels - 1) / 2)).astype(np.uint8)
 
 
-def flip(x, which):
-    """App. B.  Random horizontal flips.  x (B,H,W,C), which (B,) bool -> x with the images where `which` is true mirrored.
-
-    The paper flips all its sets but LSUN Bedroom; a set of digits should not be flipped.
-    """
-    return np.where(which[:, None, None, None], x[:, :, ::-1], x)
-
-
 def batch_indices(n, batch, step, seed):
     """Alg. 1.  x_0 ~ q(x_0): which of n training images make batch number `step` = 1, 2, ...  -> (batch,) indices.
 
@@ -108,4 +106,4 @@ def batch_indices(n, batch, step, seed):
 
 @lru_cache(maxsize=2)
 def _epoch(n, epoch, seed):
-    return np.random.default_rng([seed, epoch]).permutation(n)
+    return rng("order of the images", seed, epoch).permutation(n)

@@ -10,9 +10,10 @@ BLOCK = 2**16               # numbers that are worked on at a time, so that they
 def adam_ema(p, m, v, g, average, step, lr, scale, decay, beta1=0.9, beta2=0.999, eps=1e-8):
     """App. B.  optim.adam with the gradient `scale` g, then optim.ema, in place on the arrays p, m, v and average of one leaf."""
     weight = 1.0 if step == 1 else 1 - decay
-    for p, m, v, g, average in _blocks(p, m, v, g, average):
-        _adam(p, m, v, g, step, lr, scale, beta1, beta2, eps)
-        average += weight * (p - average)
+    for block in _blocks(p, m, v, g, average):
+        *adams, a = block
+        _adam(*adams, step, lr, scale, beta1, beta2, eps)
+        a += weight * (adams[0] - a)
 
 
 def _adam(p, m, v, g, step, lr, scale, beta1, beta2, eps):

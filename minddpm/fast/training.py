@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minddpm import optim, train, tree
+from minddpm import optim, train
 from minddpm.device import is_cuda, to_device
 from minddpm.fast import adam, adam_cuda
 from minddpm.fast.ops import ops_for
@@ -16,7 +16,8 @@ def gradient_by(workers, policy=store):
     """
     def gradient(objective, cfg, s, params, batch, sigma2="beta", levels=256):
         if is_cuda(params["conv_in"]["weight"]):
-            batch = train.Batch(to_device(batch.x0, "cuda"), batch.t, to_device(batch.eps, "cuda"), to_device(batch.seeds, "cuda"))
+            x0, eps, seeds = (to_device(a, "cuda") for a in (batch.x0, batch.eps, batch.seeds))
+            batch = train.Batch(x0, batch.t, eps, seeds)
         ops, B = ops_for(params, cfg.image_size, training=True, map=workers.map), len(batch.x0)
 
         @np.errstate(over="ignore", invalid="ignore")       # of a diverging network, which Metrics.checked reports
