@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 class Metrics(NamedTuple):
     """One step's number, mean loss, global gradient norm before clipping, and learning rate.
 
-    Loss and norm are arrays (), which a GPU may not have computed yet: float() waits for them.
+    Loss and norm are arrays (), which may not be computed yet where they are CuPy's: float() waits for them.
     """
 
     step: int

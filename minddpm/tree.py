@@ -59,7 +59,7 @@ def size(tree):
 
 
 def zeros_like(tree):
-    """The same tree with every array zero, of the same dtype and on the same device."""
+    """The same tree with every array zero."""
     return map(np.zeros_like, tree)
 
 
