@@ -58,7 +58,7 @@ def _tests_of(token, named, code):
     mirror = f"test_{Path(code[0].path).name}" if code else ""
     found = [place for place, tokens in named.items() if token in tokens]
     return sorted(found, key=lambda place: (not starts_with(place.name, token), Path(place.path).name != mirror,
-                                            place.path.count("/"), place))
+                                            place.path.count("/"), place.path, place.line))
 
 
 def _best_first(tagged, rank):

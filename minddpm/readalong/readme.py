@@ -44,13 +44,12 @@ def order_section(index):
         if (where := zone(file)) in totals:
             totals[where] += contents.lines
             row = file.removeprefix("minddpm/") if where == CORE else f"{room_of(file)}/"
-            rows.setdefault(row, []).append((file, contents))
+            rows.setdefault(row, []).append(contents)
     lines = ["| file | lines | paper | contents |", "|---|---|---|---|"]
     for row, files in rows.items():
-        found = {key for _, contents in files for tagged in contents.tagged for key in tagged.keys if key in RANK}
-        count, keys = sum(contents.lines for _, contents in files), joined(sorted(found, key=RANK.get))
-        summary = next(contents.summary for file, contents in files if row.endswith(".py") or file == f"minddpm/{row}__init__.py")
-        lines.append(f"| [`{row}`]({row}) | {count:,} | {keys} | {_cell(first_sentence(summary))} |")
+        keys = {key for contents in files for tagged in contents.tagged for key in tagged.keys if key in RANK}
+        count, summary = sum(contents.lines for contents in files), first_sentence(files[0].summary)    # a room's __init__ is first
+        lines.append(f"| [`{row}`]({row}) | {count:,} | {joined(sorted(keys, key=RANK.get))} | {_cell(summary)} |")
     return "\n".join([*lines, "", f"The files of the core are {totals[CORE]:,} lines and the folders after them "
                                   f"{totals[ROOM]:,}, docstrings and comments included."])
 
