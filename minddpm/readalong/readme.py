@@ -48,7 +48,7 @@ def order_section(index):
     lines = ["| file | lines | paper | contents |", "|---|---|---|---|"]
     for row, files in rows.items():
         keys = {key for contents in files for tagged in contents.tagged for key in tagged.keys if key in RANK}
-        count, summary = sum(contents.lines for contents in files), first_sentence(files[0].summary)    # a room's __init__ is first
+        count, summary = sum(contents.lines for contents in files), first_sentence(files[0].summary)    # a room's __init__
         lines.append(f"| [`{row}`]({row}) | {count:,} | {joined(sorted(keys, key=RANK.get))} | {_cell(summary)} |")
     return "\n".join([*lines, "", f"The files of the core are {totals[CORE]:,} lines and the folders after them "
                                   f"{totals[ROOM]:,}, docstrings and comments included."])
