@@ -1,0 +1,15 @@
+"""Random numbers: one stream for each purpose, seed and index, and no stream shared by two of them."""
+
+import numpy as np
+
+PURPOSES = ("initial weights", "order of the images", "training step", "sampling", "shared latents", "interpolation",
+            "choice of images", "bound", "sent to both", "the sender's own", "calibration")
+
+
+def rng(purpose, seed, *index):
+    """A NumPy generator whose stream is a function of the purpose, one of PURPOSES, the seed >= 0 and the index alone.
+
+    index: whole numbers from 0 to 2^32 - 1, such as a training step or an image's number.  The streams are those of NumPy's
+    SeedSequence with the purpose and the index as its spawn_key, which keeps every combination apart, whatever the seed.
+    """
+    return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(PURPOSES.index(purpose), *index)))
