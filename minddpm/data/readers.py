@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minddpm.errors import UserError
+from minddpm.errors import UserError, printable
 
 EXPECTED = ("a folder of pictures (.png, .jpg, .webp, ...), an .npz or .npy array, MNIST idx files (...-ubyte or .idx, plain or "
             ".gz), or CIFAR-10 binary batches (.bin, a folder of them, or cifar-10-binary.tar.gz)")
@@ -46,14 +46,18 @@ def read(path):
     except OSError as e:
         raise UserError(f"{path} cannot be read: {_reason(e)}: expected a readable file or folder") from e
     if not train and not held_out:
-        if skipped["pickle"]:
-            raise UserError(f"{path} holds pickles, which can run code when they are opened: expected CIFAR-10's binary version, "
-                            "cifar-10-binary.tar.gz")
-        found = ", ".join(f"{n} {ending}" for ending, n in skipped.items()) or "no files"
-        raise UserError(f"{path} holds no images (found: {found}): expected {EXPECTED}")
+        raise _no_images(path, skipped)
     channels = max(images.shape[3] for images in train + held_out)
     train, held_out = (_join(part, channels) if part else None for part in (train, held_out))
     return (held_out, None) if train is None else (train, held_out)
+
+
+def _no_images(path, skipped):
+    if skipped["pickle"]:
+        return UserError(f"{path} holds pickles, which can run code when they are opened: expected CIFAR-10's binary version, "
+                         "cifar-10-binary.tar.gz")
+    found = ", ".join(f"{n} {ending}" for ending, n in skipped.items()) or "no files"
+    return UserError(f"{path} holds no images (found: {found}): expected {EXPECTED}")
 
 
 def _files(path):
@@ -78,10 +82,11 @@ def _members(data, path):
     try:
         with tarfile.open(fileobj=io.BytesIO(data), mode="r:") as tar:
             members = [m for m in tar.getmembers() if m.isfile() and not _hidden(Path(m.name))]
-            files = [(f"{path}/{m.name}", tar.extractfile(m).read()) for m in sorted(members, key=lambda m: m.name)]
+            files = [(m.name, tar.extractfile(m).read()) for m in sorted(members, key=lambda m: m.name)]
     except Exception as e:
         raise UserError(f"{path} is a damaged tar archive ({_reason(e)}): expected a whole one") from e
-    for name, data in files:
+    for member, data in files:
+        name = f"{path}/{printable(member, len(member))}"
         yield name, _gunzip(data, name)
 
 

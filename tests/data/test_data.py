@@ -345,6 +345,7 @@ def zipped(**files):
     ("x.tar", archive({"a.bin": cifar(THIRTYTWO)})[:9000], "is a damaged tar archive (unexpected end of data)", "a whole one"),
     ("x.tar.gz", b"hello", "is a damaged tar archive (truncated header)", "a whole one"),
     ("x.tar", archive(NOTES), "holds no images (found: 1 .txt, 1 .html)", "a folder of pictures"),
+    ("x.tar", archive({"a.\x1b[2Jb\nc": b"x"}), "holds no images (found: 1 .?[2Jb?c)", "a folder of pictures"),
     ("x", {".keep": b""}, "holds no images (found: no files)", "a folder of pictures"),
     ("x", {"a.npy": npy(GREY), "b.npy": npy(GREY), "l.idx": idx(draw(9))}, "holds no images (found: 2 .npy, 1 .idx)", "a folder"),
     ("x", {"a.png": b"junk"}, "a.png is a damaged picture (cannot identify image file)", "one that opens"),
