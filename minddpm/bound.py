@@ -7,8 +7,8 @@ import math
 
 import numpy as np
 
-from minddpm.diffusion import mu_theta, per_image, q_posterior
-from minddpm.gaussian import kl, log_density, log_normal_interval
+from minddpm.diffusion import mu_theta, per_image, posterior_coefficients, q_posterior
+from minddpm.gaussian import kl, log_density, log_normal_interval, standardized_bin
 
 
 def bound_term(s, x0, x_t, t, mean, log_var, levels=256):
@@ -23,19 +23,17 @@ def bound_term(s, x0, x_t, t, mean, log_var, levels=256):
     log_var = np.broadcast_to(log_var, mean.shape)
     mu_tilde, _ = q_posterior(s, x0, x_t, t)
     beta_tilde = per_image(s.sigma2("beta_tilde")[t], mean)              # not 0 at t = 1, where L_0 takes the KL's place
-    column = (-1,) + (1,) * (mean.ndim - 1)
-    first = np.asarray(t == 1, like=mean).reshape(column)
-    L_t, kl_back = kl_to(mu_tilde, beta_tilde, mean, log_var)
-    L_0, nll_back = decoder_nll(x0, mean, log_var, levels)
-    nats = np.where(first, L_0, L_t)
-    bits_a_dim = 1 / (math.log(2) * nats[0].size)
+    first = np.asarray(np.flatnonzero(t == 1), like=mean)
+    nats, kl_back = kl_to(mu_tilde, beta_tilde, mean, log_var)
+    nats[first], nll_back = decoder_nll(x0[first], mean[first], log_var[first], levels)
+    bits_a_dim = 1 / (math.log(2) * mean[0].size)
     loss = nats.reshape(len(nats), -1).sum(axis=1) * bits_a_dim
 
     def bound_term_back(dloss):
-        dnats = np.broadcast_to((dloss * bits_a_dim).reshape(column), mean.shape)
-        dmean_t, dlog_var_t = kl_back(dnats)
-        dmean_0, dlog_var_0 = nll_back(dnats)
-        return np.where(first, dmean_0, dmean_t), np.where(first, dlog_var_0, dlog_var_t)
+        dnats = np.broadcast_to((dloss * bits_a_dim).reshape((-1,) + (1,) * (mean.ndim - 1)), mean.shape)
+        dmean, dlog_var = kl_back(dnats)
+        dmean[first], dlog_var[first] = nll_back(dnats[first])
+        return dmean, dlog_var
 
     return loss, bound_term_back
 
@@ -71,15 +69,14 @@ def decoder_nll(x0, mean, log_var, levels=256):
     error z² 1e-16.  At the ends of the range z± is infinite: there φ(z) and φ(z) z are 0.
     """
     sigma = np.exp(log_var / 2)
-    plus, minus = (x0 - mean + 1 / (levels - 1)) / sigma, (x0 - mean - 1 / (levels - 1)) / sigma
-    top, bottom = x0 > 1 - 1e-6, x0 < -1 + 1e-6
-    log_P = log_normal_interval(np.where(bottom, -np.inf, minus), np.where(top, np.inf, plus))
+    minus, plus = standardized_bin(x0, mean, sigma, levels)
+    log_P = log_normal_interval(minus, plus)
 
     def decoder_nll_back(dnll):
-        r_plus  = np.where(top,    0, np.exp(log_density(plus,  0, 1) - log_P))
-        r_minus = np.where(bottom, 0, np.exp(log_density(minus, 0, 1) - log_P))
-        dmean    = dnll * (r_plus        - r_minus        ) / sigma
-        dlog_var = dnll * (r_plus * plus - r_minus * minus) / 2
+        r_plus,  z_plus  = np.exp(log_density(plus,  0, 1) - log_P), np.where(np.isinf(plus),  0, plus)
+        r_minus, z_minus = np.exp(log_density(minus, 0, 1) - log_P), np.where(np.isinf(minus), 0, minus)
+        dmean    = dnll * (r_plus          - r_minus          ) / sigma
+        dlog_var = dnll * (r_plus * z_plus - r_minus * z_minus) / 2
         return dmean, dlog_var
 
     return -log_P, decoder_nll_back
@@ -100,10 +97,20 @@ def mean_of_eps(s, x_t, t, eps_theta):
 
 def mean_of_x0(s, x_t, t, x0_theta):
     """Eq. (7).  μ̃_t(x_t, x̂_0).  Back: dmean -> dx̂_0 = √ᾱ_{t−1} β_t / (1 − ᾱ_t) dmean."""
-    slope = per_image(np.sqrt(s.alpha_bar[t - 1]) * s.beta[t] / (1 - s.alpha_bar[t]), x0_theta)
+    coef_x0, _ = posterior_coefficients(s, t)
+    slope = per_image(coef_x0, x0_theta)
 
     def mean_of_x0_back(dmean):
         return slope * dmean
 
     mean, _ = q_posterior(s, x0_theta, x_t, t)
     return mean, mean_of_x0_back
+
+
+def mean_of_mu(s, x_t, t, mu_theta):
+    """Eq. (8).  μ_θ(x_t, t), the network's own prediction.  Back: dmean -> dμ_θ = dmean."""
+
+    def mean_of_mu_back(dmean):
+        return dmean
+
+    return mu_theta, mean_of_mu_back

@@ -134,16 +134,6 @@ def is_cuda(a):
     return isinstance(a, getattr(sys.modules.get("cupy"), "ndarray", ()))
 
 
-def ones(n, like):
-    """(n,) ones of the dtype and on the device of `like`, made once and shared: not to be written to."""
-    return _ones(n, like.dtype, "cuda" if is_cuda(like) else "cpu")
-
-
-@functools.lru_cache(maxsize=64)
-def _ones(n, dtype, device):
-    return to_device(np.ones(n, dtype), device)
-
-
 def free_memory(device):
     """Give back what nobody uses on "cpu" or "cuda": cycles of dead objects, and the blocks that CuPy's pool keeps for later."""
     gc.collect()
@@ -175,17 +165,3 @@ def gpu():
                    f"compute capability {first['major']}.{first['minor']}",
             "driver": f"for CUDA {version(divmod(runtime.driverGetVersion() // 10, 100))}",
             "CuPy": f"{cupy().__version__}, CUDA runtime {version(divmod(runtime.runtimeGetVersion() // 10, 100))}"}
-
-
-def fast():
-    """Whether layers and optimiser may use their fast forms, on either device.  MINDDPM_KERNELS=0: the plain ones, to read."""
-    return os.environ.get("MINDDPM_KERNELS") != "0"
-
-
-def cpu_count():
-    """The number of CPUs this process may use, which under taskset, Slurm or a cpuset is fewer than the machine has."""
-    if hasattr(os, "process_cpu_count"):             # Python 3.13
-        return os.process_cpu_count() or 1
-    if hasattr(os, "sched_getaffinity"):             # Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

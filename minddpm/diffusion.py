@@ -1,16 +1,13 @@
-"""The forward process q, its posterior, and what the network's ε_θ says about them (Sec. 2, 3.1, 3.2).
+"""The forward process q, its posterior, and both in terms of the noise ε (Sec. 2, 3.1, 3.2).
 
 t is the paper's t, 1..T, an int or an int array (B,), one for each image; t = 0 is the data itself where an equation
-allows it.  x arrays are (B, ...) of any float dtype, NumPy or CuPy; results have x's dtype and device.  Coefficients are
+allows it.  x arrays are (B, ...) of any float dtype, NumPy's or CuPy's; results are of x's kind and dtype.  Coefficients are
 computed from the float64 tables and rounded once.
 """
 
 from dataclasses import dataclass, field
-from functools import lru_cache
 
 import numpy as np
-
-from minddpm import device as backend
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,7 +70,7 @@ class Schedule:
 
         σ_1² is the decoder's variance in Eq. (13), where β̃_1 = 0 would be no density: "beta_tilde" has σ_1² = β̃_2 there.
         (The released code puts β̃_2 there for both choices, diffusion_utils_2.py:139-146.  Which of the two encodes x_0 in fewer
-        bits is for the mean to say.  β̃_2 is half of β_1: 1.31 bits/dim against 1.71 where the mean is exact, but more where its
+        bits depends on the mean.  β̃_2 is half of β_1: 1.31 bits/dim against 1.71 where the mean is exact, but more where its
         error is large against σ_1; a small network has been seen with 1.38 against 1.30.  Sampling never sees σ_1: Alg. 2 adds
         no noise at t = 1.)
 
@@ -87,28 +84,9 @@ class Schedule:
         sigma2[1:2] = self.beta_tilde[2:3] if self.T > 1 else self.beta[1:2]
         return sigma2
 
-    def on(self, like):
-        """The same schedule with its tables where the array `like` is: for t that are there too, as a training batch's are."""
-        if backend.is_cuda(like) == backend.is_cuda(self.beta):
-            return self
-        return _on_device(self) if backend.is_cuda(like) else Schedule(backend.to_host(self.beta))
-
-
-@lru_cache(maxsize=4)
-def _on_device(s):
-    copy = object.__new__(Schedule)
-    for name, table in vars(s).items():
-        object.__setattr__(copy, name, backend.to_device(table, "cuda"))
-    return copy
-
 
 def check_t(s, t, lowest=1):
-    """The paper's t as given, an int or an int array; ValueError unless all are whole numbers in lowest..T.
-
-    Numbers on a device are taken as they are: to look at them is to wait for it.
-    """
-    if backend.is_cuda(t):
-        return t
+    """The paper's t as an array, () or (B,); ValueError unless all are whole numbers in lowest..T."""
     t = np.asarray(t)
     if t.dtype.kind not in "iu":
         raise ValueError(f"t has dtype {t.dtype}; expected integers in {lowest}..{s.T}")
@@ -118,7 +96,7 @@ def check_t(s, t, lowest=1):
 
 
 def per_image(coefficient, x):
-    """A float64 coefficient, one number or (B,), as what multiplies x (B, ...) without changing its dtype or device."""
+    """A float64 coefficient, () or (B,), as a number or an array (B, 1, ...) that multiplies x (B, ...) and keeps its dtype."""
     if np.ndim(coefficient) == 0:
         return float(coefficient)
     column = coefficient.reshape((-1,) + (1,) * (x.ndim - 1))
@@ -163,12 +141,17 @@ def q_posterior(s, x0, x_t, t):
     >>> print(f"{mean.item():.8f}  {var:.8f}")
     0.00307007  0.01003136
     """
-    t = check_t(s, t)
+    coef_x0, coef_xt = posterior_coefficients(s, check_t(s, t))
+    mu_tilde = per_image(coef_x0, x0) * x0 + per_image(coef_xt, x_t) * x_t
+    return mu_tilde, per_image(s.beta_tilde[t], x_t)
+
+
+def posterior_coefficients(s, t):
+    """Eq. (7).  The factors of x_0 and of x_t in μ̃_t, float64, shaped as t."""
     beta, alpha, alpha_bar, alpha_bar_prev = s.beta[t], s.alpha[t], s.alpha_bar[t], s.alpha_bar[t - 1]
     coef_x0 = np.sqrt(alpha_bar_prev) * beta / (1 - alpha_bar)
     coef_xt = np.sqrt(alpha) * (1 - alpha_bar_prev) / (1 - alpha_bar)
-    mu_tilde = per_image(coef_x0, x0) * x0 + per_image(coef_xt, x_t) * x_t
-    return mu_tilde, per_image(s.beta_tilde[t], x_t)
+    return coef_x0, coef_xt
 
 
 def x0_hat(s, x_t, t, eps):

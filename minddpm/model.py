@@ -1,39 +1,25 @@
-"""A trained model: network, weights, schedule and sampler together, and the folder that holds them."""
+"""A trained model: network, weights, schedule and sampler together."""
 
 from dataclasses import dataclass
-from functools import cached_property
-from pathlib import Path
+from typing import Any
 
-from minddpm import device as backend
-from minddpm import tree
+import numpy as np
+
+from minddpm import sample
 from minddpm.diffusion import Schedule
-from minddpm.errors import UserError
-from minddpm.fast.ops import prepare
-from minddpm.storage import (
-    files,
-)
-from minddpm.storage import (
-    folder as pipeline,
-)
-from minddpm.storage import (
-    scheduler_config as scheduler_json,
-)
-from minddpm.storage import (
-    unet_config as unet_json,
-)
-from minddpm.storage import (
-    weights as checkpoint,
-)
-from minddpm.unet import UNetConfig, parameters, unet
-from minddpm.unet.recompute import discard
+from minddpm.unet import UNetConfig, layers, unet
+from minddpm.unet.recompute import inference
+
+BATCH = 64                  # images that Model.sample draws at a time
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Model:
     """Sec. 2, 3.2.  What Alg. 2 needs: the network, the schedule, and how p_θ is made from the network's output.
 
     params is the tree of weights: a training run's folder holds their moving average (EMA).  sigma2 (the variance σ_t²),
     clip (whether the sampler clips x̂_0) and predicts (what the network's output is) are arguments of reverse.p_theta.
+    ops: the layers that compute the network.
     """
 
     config: UNetConfig
@@ -42,45 +28,35 @@ class Model:
     sigma2: str = "beta"
     clip: bool = True
     predicts: str = "eps"
+    ops: Any = layers
 
-    def eps_theta(self, x_t, t):
-        """Eq. (11), (14).  ε_θ(x_t, t).  x_t (B,H,W,C) of any float dtype, t: the paper's t, an int or (B,) -> ε like x_t.
+    def __repr__(self):
+        return f"Model({self.config}, T={self.schedule.T}, sigma2={self.sigma2!r}, clip={self.clip}, predicts={self.predicts!r})"
 
-        It is the network's output, whatever that is: 2C channels where the variance is learned, μ or x̂_0 by `predicts`.
+    def output(self, x_t, t):
+        """App. B.  The network's output at x_t (B,H,W,C) of any float dtype and t, the paper's t, an int or (B,); like x_t.
+
+        It is ε_θ, or μ_θ or x̂_0 by `predicts`; where the variance is learned, 2C channels, the second half its logarithm.
         """
         dtype = self.params["conv_in"]["weight"].dtype
-        eps, _ = unet(self.config, self._prepared, x_t.astype(dtype, copy=False), t, run=discard)
-        return eps.astype(x_t.dtype, copy=False)
+        y, _ = unet(self.config, self.params, x_t.astype(dtype, copy=False), t, ops=self.ops, policy=inference)
+        return y.astype(x_t.dtype, copy=False)
 
-    @cached_property
-    def _prepared(self):
-        return prepare(self.params, self.config.image_size)
+    def eps_theta(self, x_t, t):
+        """Eq. (11), (14).  ε_θ(x_t, t) -> ε like x_t (B,H,W,C).  ValueError: a model that predicts something else."""
+        if self.predicts != "eps":
+            raise ValueError(f"this model predicts {self.predicts}, not eps; expected Model.output, which p_theta takes")
+        return self.output(x_t, t)[..., :x_t.shape[-1]]
 
+    @property
+    def how(self):
+        """The keyword arguments of p_theta that belong to this model's output."""
+        return dict(sigma2=self.sigma2, clip=self.clip, predicts=self.predicts)
 
-def save(folder, model):
-    """Write the model as a folder that diffusers' DDPMPipeline.from_pretrained opens.  UserError: it cannot be written.
-
-    diffusers samples from it if it predicts ε or x_0 with a fixed σ_t²; it refuses μ̃ prediction and a learned log-variance,
-    for which it has no name, when it is asked to sample.
-    """
-    folder = Path(folder)
-    place = pipeline.nested(folder)
-    checkpoint.write(place.weights, model.params)
-    files.write_json(place.unet, unet_json.to_json(model.config))
-    files.write_json(place.scheduler, scheduler_json.to_json(model))
-    files.write_json(folder / pipeline.INDEX, pipeline.INDEX_JSON)
-
-
-def load(folder, device="cpu"):
-    """A diffusers pipeline folder -> Model, with its weights as float32 on the device, "cpu" or "cuda".
-
-    UserError: no such folder, or what is in it is damaged, foreign, or uses an option that minddpm does not have.
-    """
-    place = pipeline.find(Path(folder))
-    config = unet_json.from_json(files.read_json(place.unet), place.unet)
-    schedule, sigma2, clip, predicts = scheduler_json.from_json(files.read_json(place.scheduler), place.scheduler)
-    if config.learned_sigma != (sigma2 == "learned"):
-        raise UserError(f"{place.unet} has {config.out_channels} channels out for {config.in_channels} in, "
-                        f"which does not fit the variance_type in {place.scheduler}")
-    params, _ = checkpoint.read(place.weights, tree.map(lambda draw: draw.shape, parameters(config)))
-    return Model(config, tree.map(lambda a: backend.to_device(a, device), params), schedule, sigma2, clip, predicts)
+    def sample(self, n, seed, first=0):
+        """Alg. 2.  n samples x_0 (n,H,W,C) in [−1, 1]; sample k of a seed is the same whatever n.  first: the k of the first."""
+        size, channels, like = self.config.image_size, self.config.in_channels, self.params["conv_in"]["bias"]
+        return np.concatenate([
+            sample.sample(self.schedule, self.output, (min(BATCH, first + n - k), size, size, channels), seed, **self.how,
+                          first=k, like=like)
+            for k in range(first, first + n, BATCH)])

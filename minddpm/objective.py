@@ -11,19 +11,20 @@ error of the prediction and the bound L in bits/dim; OBJECTIVES, at the end, has
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minddpm.bound import bound_term, mean_of_eps, mean_of_x0
+from minddpm.bound import bound_term, mean_of_eps, mean_of_mu, mean_of_x0
 from minddpm.diffusion import Schedule, per_image, q_posterior
 from minddpm.reverse import split
 
 
 class Example(NamedTuple):
-    """Alg. 1, lines 2-4.  All that a loss is told besides the network's output.
+    """Alg. 1, lines 2-4.  The arguments of a loss besides the network's output.
 
-    x0, x_t, eps (B, ..., C) with x_t = q_sample(s, x0, t, eps); t (B,), the paper's t, where the tables of s are.
+    x0, x_t, eps (B, ..., C) with x_t = q_sample(s, x0, t, eps); t (B,), the paper's t.
     sigma2: the choice of σ_t² where Σ = σ_t² I is fixed, see Schedule.sigma2.  levels: how many values a datum has (Sec. 3.3).
     """
 
@@ -39,10 +40,6 @@ class Example(NamedTuple):
     def log_sigma2(self):
         """Sec. 3.2.  log σ_t² of the fixed Σ, one number an image, broadcasting like x_t."""
         return per_image(np.log(self.s.sigma2(self.sigma2)[self.t]), self.x_t)
-
-    def bound_term(self, mean, log_var):
-        """Eq. (5).  bound.bound_term of this example: the loss, and back: dloss -> dmean, dlog_var."""
-        return bound_term(self.s, self.x0, self.x_t, self.t, mean, log_var, self.levels)
 
 
 # The squared error of the prediction --------------------------------------------------------------------------------------
@@ -86,75 +83,29 @@ def mse_x0(e, x0_theta):
 
 
 # The bound L --------------------------------------------------------------------------------------------------------------
-# Nothing is clipped in it (released code: clip_denoised=False, diffusion_utils_2.py:288).
 
 
-def L_eps(e, eps_theta):
-    """Eq. (12), (13).  Table 2, "ε prediction: L, fixed isotropic Σ".  Back: dloss -> dε_θ."""
-    e, eps_theta, exact_back = in_float64(e, eps_theta)
-    mean, mean_back = mean_of_eps(e.s, e.x_t, e.t, eps_theta)
-    loss, bound_back = e.bound_term(mean, e.log_sigma2)
+def bound_loss(e, output, predicts, learned_sigma=False):
+    """Eq. (5), (8), (11)-(13).  Table 2, "L": the term of the bound at t, bits/dim.  output (B, ..., C), or 2C with Σ.
 
-    def L_eps_back(dloss):
-        dmean, _ = bound_back(dloss)
-        deps = mean_back(dmean)
-        return exact_back(deps)
-
-    return loss, L_eps_back
-
-
-def L_mu(e, mu_theta):
-    """Eq. (8), (13).  Table 2, "μ̃ prediction: L, fixed isotropic Σ".  Back: dloss -> dμ̃_θ."""
-    e, mu_theta, exact_back = in_float64(e, mu_theta)
-    loss, bound_back = e.bound_term(mu_theta, e.log_sigma2)
-
-    def L_mu_back(dloss):
-        dmu, _ = bound_back(dloss)
-        return exact_back(dmu)
-
-    return loss, L_mu_back
-
-
-def L_x0(e, x0_theta):
-    """Eq. (8), (13).  Sec. 3.2's x_0 prediction with L, fixed isotropic Σ: the mean is Eq. (7) at x̂_0.  Back: dloss -> dx̂_0."""
-    e, x0_theta, exact_back = in_float64(e, x0_theta)
-    mean, mean_back = mean_of_x0(e.s, e.x_t, e.t, x0_theta)
-    loss, bound_back = e.bound_term(mean, e.log_sigma2)
-
-    def L_x0_back(dloss):
-        dmean, _ = bound_back(dloss)
-        dx0 = mean_back(dmean)
-        return exact_back(dx0)
-
-    return loss, L_x0_back
-
-
-def L_eps_learned(e, output):
-    """Eq. (5), (11), (13).  Table 2, "ε prediction: L, learned diagonal Σ".  output (B, ..., 2C).  Back: dloss -> doutput."""
+    predicts: "eps", "mu" or "x0".  With a fixed Σ and "eps" it is Eq. (12) for t > 1, but for its constant.  Nothing is clipped
+    in it, as in the released code (clip_denoised=False, diffusion_utils_2.py:288).
+    Back: dloss -> doutput.  Keeps: as bound_term.
+    """
     e, output, exact_back = in_float64(e, output)
-    eps_theta, log_var = split(output, e.x_t, "learned")
-    mean, mean_back = mean_of_eps(e.s, e.x_t, e.t, eps_theta)
-    loss, bound_back = e.bound_term(mean, log_var)
+    prediction, log_var = split(output, e.x_t, "learned" if learned_sigma else e.sigma2)
+    mean, mean_back = MEAN[predicts](e.s, e.x_t, e.t, prediction)
+    loss, bound_back = bound_term(e.s, e.x0, e.x_t, e.t, mean, log_var if learned_sigma else e.log_sigma2, e.levels)
 
-    def L_eps_learned_back(dloss):
+    def bound_loss_back(dloss):
         dmean, dlog_var = bound_back(dloss)
-        deps = mean_back(dmean)
-        return exact_back(np.concatenate([deps, dlog_var], axis=-1))
+        dprediction = mean_back(dmean)
+        return exact_back(np.concatenate([dprediction, dlog_var], axis=-1) if learned_sigma else dprediction)
 
-    return loss, L_eps_learned_back
+    return loss, bound_loss_back
 
 
-def L_mu_learned(e, output):
-    """Eq. (5), (13).  Table 2, "μ̃ prediction: L, learned diagonal Σ".  output (B, ..., 2C).  Back: dloss -> doutput."""
-    e, output, exact_back = in_float64(e, output)
-    mu_theta, log_var = split(output, e.x_t, "learned")
-    loss, bound_back = e.bound_term(mu_theta, log_var)
-
-    def L_mu_learned_back(dloss):
-        dmu, dlog_var = bound_back(dloss)
-        return exact_back(np.concatenate([dmu, dlog_var], axis=-1))
-
-    return loss, L_mu_learned_back
+MEAN = {"eps": mean_of_eps, "mu": mean_of_mu, "x0": mean_of_x0}
 
 
 def in_float64(e, output):
@@ -173,7 +124,7 @@ def in_float64(e, output):
 
 
 class Objective(NamedTuple):
-    """A loss, and what the network's output then is: what it predicts, as reverse.p_theta has it, and whether Σ is learned."""
+    """A loss, what the network predicts for it, as reverse.p_theta has it, and whether Σ is learned."""
 
     loss: Callable
     predicts: str
@@ -185,13 +136,17 @@ class Objective(NamedTuple):
         return self.loss(example, output)
 
 
+def _bound(predicts, learned_sigma=False):
+    return Objective(partial(bound_loss, predicts=predicts, learned_sigma=learned_sigma), predicts, learned_sigma)
+
+
 OBJECTIVES = {
-    "simple":        Objective(mse_eps,       "eps"),
-    "eps-L":         Objective(L_eps,         "eps"),
-    "eps-L-learned": Objective(L_eps_learned, "eps", learned_sigma=True),
-    "mu-L":          Objective(L_mu,          "mu"),
-    "mu-L-learned":  Objective(L_mu_learned,  "mu", learned_sigma=True),
-    "mu-mse":        Objective(mse_mu,        "mu"),
-    "x0-L":          Objective(L_x0,          "x0"),
-    "x0-mse":        Objective(mse_x0,        "x0"),
+    "simple":        Objective(mse_eps, "eps"),
+    "eps-L":         _bound("eps"),
+    "eps-L-learned": _bound("eps", learned_sigma=True),
+    "mu-L":          _bound("mu"),
+    "mu-L-learned":  _bound("mu", learned_sigma=True),
+    "mu-mse":        Objective(mse_mu, "mu"),
+    "x0-L":          _bound("x0"),
+    "x0-mse":        Objective(mse_x0, "x0"),
 }

@@ -1,14 +1,13 @@
 """Adam, warm-up, gradient clipping and the average of the weights (Sec. 4, App. B).
 
-`adam` and `ema` write into the arrays they update, the only functions of minddpm that change an argument: a training state
-is four times the size of the network, and is owned by the training loop alone.
+`adam` and `ema` write into the arrays that they update: a training state is four times the size of the network, and the
+training loop alone owns it.
 """
 
 import math
 
 import numpy as np
 
-from minddpm import device as backend
 from minddpm import tree
 
 
@@ -27,36 +26,24 @@ def learning_rate(step, peak, warmup=0, final=None, steps=None):
 
 
 def global_norm(gradient):
-    """√(Σ g²) over all leaves of the tree: a float, or on a device an array (), which nobody has waited for."""
-    total = sum(np.vdot(g, g) for g in tree.leaves(gradient))
-    return np.sqrt(total) if backend.is_cuda(total) else math.sqrt(float(total))
+    """√(Σ g²) over all leaves of the tree, an array ()."""
+    return np.sqrt(sum(np.vdot(g, g) for g in tree.leaves(gradient)))
 
 
-def adam(params, m, v, gradient, step, lr, beta1=0.9, beta2=0.999, eps=1e-8, scale=1.0):
-    """App. B.  One step of Adam (Kingma and Ba, Algorithm 1), in place on params, m and v; step counts from 1.
+def adam(params, m, v, gradient, step, lr, beta1=0.9, beta2=0.999, eps=1e-8):
+    """App. B.  One step of Adam (Kingma and Ba, Algorithm 1), in place on the trees params, m and v; step counts from 1.
 
-        m ← β₁ m + (1 − β₁) g        v ← β₂ v + (1 − β₂) g²        θ ← θ − lr m̂ / (√v̂ + ε)
+        m ← β₁ m + (1 − β₁) g        v ← β₂ v + (1 − β₂) g²
+        m̂ = m / (1 − β₁^step)        v̂ = v / (1 − β₂^step)        θ ← θ − lr m̂ / (√v̂ + ε)
 
-    with m̂ = m / (1 − β₁^step), v̂ = v / (1 − β₂^step).  The last term is m / (√v + ε_step) times lr_step, which is two passes
-    less, with lr_step = lr √(1 − β₂^step) / (1 − β₁^step) and ε_step = ε √(1 − β₂^step).  The released code's TensorFlow adds ε
-    to √v instead of √v̂.  g is scale times the gradient.
+    The released code's TensorFlow adds ε to √v instead of √v̂.
     """
-    root = math.sqrt(1 - beta2**step)
-    lr_step, eps_step = lr * root / (1 - beta1**step), eps * root
-
     def update(p, m, v, g):
-        work = (1 - beta1) * scale * g
-        m *= beta1
-        m += work
-        work *= math.sqrt(1 - beta2) / (1 - beta1)
-        work *= work                                                        # (1 − β₂) g²
-        v *= beta2
-        v += work
-        np.sqrt(v, out=work)
-        work += eps_step
-        np.divide(m, work, out=work)
-        work *= lr_step
-        p -= work
+        m[...] = beta1 * m + (1 - beta1) * g
+        v[...] = beta2 * v + (1 - beta2) * g**2
+        m_hat = m / (1 - beta1**step)
+        v_hat = v / (1 - beta2**step)
+        p -= lr * m_hat / (np.sqrt(v_hat) + eps)
 
     tree.map(update, params, m, v, gradient)
 

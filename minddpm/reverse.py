@@ -1,14 +1,14 @@
-"""The reverse process p_θ: from what the network says to the mean and variance of Eq. (1) (Sec. 3.2).
+"""The reverse process p_θ: from the network's output to the mean and variance of Eq. (1) (Sec. 3.2).
 
 The network's output is ε_θ in the paper's own method.  Table 2 compares it with two others, μ̃ prediction and x_0
-prediction, and with a variance that is learned as well; this file is the only place that knows the difference.
+prediction, and with a variance that is learned as well; the differences between them are in this file alone.
 """
 
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minddpm.diffusion import mu_theta, per_image, q_posterior, x0_hat
+from minddpm.diffusion import mu_theta, per_image, posterior_coefficients, q_posterior, x0_hat
 
 PREDICTS = ("eps", "mu", "x0")
 
@@ -52,7 +52,7 @@ def split(output, x_t, sigma2):
 
 
 def mean_from(s, x_t, t, prediction, predicts):
-    """Eq. (7), (11).  The mean of p_θ(x_{t−1} | x_t) that a prediction of the named kind stands for."""
+    """Eq. (7), (11).  The mean of p_θ(x_{t−1} | x_t) of a prediction of the named kind."""
     _check(predicts)
     if predicts == "eps":
         return mu_theta(s, x_t, t, prediction)
@@ -60,14 +60,13 @@ def mean_from(s, x_t, t, prediction, predicts):
 
 
 def x0_from(s, x_t, t, prediction, predicts):
-    """Eq. (15).  x̂_0 that a prediction of the named kind stands for; from μ̃, Eq. (7) solved for x_0."""
+    """Eq. (15).  x̂_0 of a prediction of the named kind; from μ̃, Eq. (7) solved for x_0."""
     _check(predicts)
     if predicts == "eps":
         return x0_hat(s, x_t, t, prediction)
     if predicts == "x0":
         return prediction
-    coef_x0 = np.sqrt(s.alpha_bar[t - 1]) * s.beta[t] / (1 - s.alpha_bar[t])
-    coef_xt = np.sqrt(s.alpha[t]) * (1 - s.alpha_bar[t - 1]) / (1 - s.alpha_bar[t])
+    coef_x0, coef_xt = posterior_coefficients(s, t)
     return (prediction - per_image(coef_xt, x_t) * x_t) / per_image(coef_x0, x_t)
 
 

@@ -12,9 +12,9 @@ from minddpm.app.progress import clock
 from minddpm.app.run import prepare, resident, workers_for
 from minddpm.app.settings import Settings
 from minddpm.data import Dataset
+from minddpm.fast import ops as layers
 from minddpm.likelihood import prior_warning
 from minddpm.train import TrainingState, draw_batch, gradient, train_step
-from minddpm.fast import ops as layers
 from minddpm.unet import UNetConfig, init
 from minddpm.unet.recompute import TRAINING
 

@@ -36,10 +36,17 @@ class Dataset:
         """(H, W, C)."""
         return self.train.shape[1:]
 
-    def batch(self, batch, step, seed):
-        """Alg. 1.  Line 2, x_0 ~ q(x_0): the training images of `batch_indices`, (batch,H,W,C) float32 in [-1,1]."""
-        indices = batch_indices(len(self.train), batch, step, seed)
-        return scale(self.train[np.asarray(indices, like=self.train)], self.levels)
+    def batch(self, size, step, seed, flips=False):
+        """Alg. 1.  x_0 ~ q(x_0): the images of training step 1, 2, …, those of batch_indices; (size,H,W,C) float32 in [−1, 1].
+
+        flips: mirror each with probability 1/2 (App. B).  The paper does so with all its sets but LSUN Bedroom; not for digits.
+        """
+        images = batch_indices(len(self.train), size, step, seed)
+        x0 = scale(self.train[np.asarray(images, like=self.train)], self.levels)
+        if not flips:
+            return x0
+        mirrored = np.asarray(rng("mirrored images", seed, step).random(size) < 0.5, like=x0)
+        return np.where(mirrored[:, None, None, None], x0[:, :, ::-1], x0)
 
 
 def load(name_or_path):
@@ -84,14 +91,6 @@ def scale(images, levels=256):
 def unscale(x, levels=256):
     """Sec. 3.3.  The inverse of `scale`: the integers 0..levels-1 nearest to x, which is clipped to [-1,1]; uint8."""
     return np.rint((np.clip(x, -1, 1) + 1) * ((levels - 1) / 2)).astype(np.uint8)
-
-
-def flip(x, which):
-    """App. B.  Random horizontal flips: x (B,H,W,C) with the images mirrored for which `which`, (B,) bool, is true.
-
-    The paper flips all its sets but LSUN Bedroom; a set of digits should not be flipped.
-    """
-    return np.where(which[:, None, None, None], x[:, :, ::-1], x)
 
 
 def batch_indices(n, batch, step, seed):

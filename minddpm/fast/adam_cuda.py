@@ -22,7 +22,7 @@ def fits(gradient):
 
 def global_norm(gradient):
     """√(Σ g²) over all leaves, an array () on the device."""
-    leaves = [cuda.dense(g) for g in tree.leaves(gradient)]
+    leaves = [cuda.contiguous(g) for g in tree.leaves(gradient)]
     chunks = list(_chunks(leaves))
     sums = np.empty_like(leaves[0], shape=(len(chunks), SUMS))
     for row, chunk in zip(sums, chunks, strict=True):
@@ -33,7 +33,7 @@ def global_norm(gradient):
 
 def adam_ema(state, gradient, step, lr, scale, decay, beta1=0.9, beta2=0.999, eps=1e-8):
     """App. B.  optim.adam with the gradient times `scale`, an array (), then optim.ema; in place on the TrainingState `state`."""
-    together = tree.map(lambda p, m, v, ema, g: (p, m, v, ema, cuda.dense(g)),
+    together = tree.map(lambda p, m, v, ema, g: (p, m, v, ema, cuda.contiguous(g)),
                         state.params, state.m, state.v, state.ema, gradient)
     leaves, weight = tree.leaves(together), 1.0 if step == 1 else 1 - decay
     for chunk in _chunks(leaves):

@@ -20,12 +20,12 @@ Convolutional Neural Networks" (2016); the points are ours.
 
 import math
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 
-from minddpm.fast.matmul import batch_times, times_columns
-from minddpm.unet.layers.conv import framed
-from minddpm.unet.layers.linear import column_sums
+from minddpm.fast.matmul import column_sums, matmul_batched, matmul_wide
+from minddpm.unet.layers.conv import zero_pad
 
 # The second point must be 1 (see `one` below).  Of the sets tried, the one of the smallest error in float32: 1.5 times less
 # than the usual 0, 1, −1, 2, −2.
@@ -57,47 +57,60 @@ def _twice(m, dtype):
     return [np.kron(matrix, matrix).astype(dtype) for matrix in matrices(m)]
 
 
-def transform(w, m):
-    """U = (G⊗G) w: weight (3,3,C,N) -> (a²,C,N).  The same for every image, so it is made once a step and shared."""
-    _, GG, _ = _twice(m, w.dtype)
-    return _transformed(GG, w.reshape(9, *w.shape[2:]))
+class Transformed(NamedTuple):
+    """A weight (3,3,C,N) in the transformed domain, and what `winograd_plus` stores for the gradient.
+
+    U (a²,C,N) = (G⊗G) w.  Ut (a²,N,C): its transpose at each point, a view or an array of its own, which is faster.
+    keep_points: whether the images' points V are stored, a²/m² times as large as x, or computed again.
+    """
+
+    m: int
+    U: np.ndarray
+    Ut: np.ndarray
+    keep_points: bool = False
 
 
-def transform_both(w, m):
-    """U and its transpose at each point: (3,3,C,N) -> (a²,C,N), (a²,N,C)."""
+def transform(w, m, training=False):
+    """U = (G⊗G) w, as a Transformed.  The same for every image, so it is computed once for each value of the weights.
+
+    training: the gradient is wanted too.  Stored points and a transpose in memory save it time: little for wide convolutions,
+    and at much memory, so they are for narrow ones.
+    """
     C, N = w.shape[2:]
     _, GG, _ = _twice(m, w.dtype)
+    if not training or max(C, N) > 128:
+        U = _transformed(GG, w.reshape(9, C, N))
+        return Transformed(m, U, U.swapaxes(1, 2))
     both = _transformed(GG, np.stack([w.reshape(9, C * N), w.swapaxes(2, 3).reshape(9, C * N)], axis=1))
-    return both[:, 0].reshape(-1, C, N), both[:, 1].reshape(-1, N, C)
+    return Transformed(m, both[:, 0].reshape(-1, C, N), both[:, 1].reshape(-1, N, C), keep_points=C <= 96)
 
 
-def winograd(p, x, keep=False):
-    """App. B.  3×3 convolution, stride 1: what conv2d(p, x) is.  Back: dy -> dx, dp.  Keeps: as `winograd_shifted`."""
-    y, shifted_back = winograd_shifted(p, x, np.zeros_like(x, shape=(len(x), p["weight"].shape[3])), keep)
+def winograd(p, x, transformed):
+    """App. B.  layers.conv2d(p, x) for a 3×3 weight.  Back: dy -> dx, dp.  Keeps: as `winograd_plus`."""
+    y, plus_back = winograd_plus(p, x, np.zeros_like(x, shape=(len(x), p["weight"].shape[3])), transformed)
 
     def winograd_back(dy):
-        dx, _, dp = shifted_back(dy)
+        dx, _, dp = plus_back(dy)
         return dx, dp
 
     return y, winograd_back
 
 
-def winograd_shifted(p, x, v, keep=False):
-    """App. B.  conv2d(p, x) + v, the same at every pixel of an image.  weight (3,3,C,N), bias (N,), winograd: U of `transform`,
-    x (B,H,W,C), v (B,N) -> y (B,H,W,N).  Back: dy -> dx, dv, dp.
+def winograd_plus(p, x, v, transformed):
+    """App. B.  layers.conv2d_plus(p, x, v).  weight (3,3,C,N), bias (N,), x (B,H,W,C), v (B,N) -> y (B,H,W,N).
 
-    For some images at a time, with T tiles (the last ones padded with zeros where m does not divide H or W):
+    transformed: `transform` of the weight.  For some images at a time, with T tiles (the last ones padded with zeros where m does
+    not divide H or W):
 
         V = (Bᵀ⊗Bᵀ) tiles(x)    (a²,T,C)        M[k] = V[k] U[k] at each point k        y = untile( (Aᵀ⊗Aᵀ) M ) + bias + v
 
     Back:  dM = (A⊗A) tile(dy),   dU[k] = V[k]ᵀ dM[k],   dV[k] = dM[k] U[k]ᵀ,   dx = tiles's adjoint of (B⊗B) dV,
            dW = (Gᵀ⊗Gᵀ) dU.  The gradient has conv2d's keys: U is the weight, written another way.
-    Keeps: V where keep is true, to save time in training; otherwise x: V is a²/m² times as large, and is made again.
+    Keeps: V where transformed.keep_points, otherwise x.
     """
-    w, U = p["weight"], p["winograd"]
+    w, (m, U, Ut, keep_points) = p["weight"], transformed
     B, H, W, C = x.shape
     a2, _, N = U.shape
-    m = round(a2**0.5) - 2
     rows, columns = -(-H // m), -(-W // m)
     AA, GG, BB = _twice(m, x.dtype)
     count = max(1, min(B, round(B * rows * columns / (BLOCK / max(C, N) + TILES))))
@@ -111,15 +124,14 @@ def winograd_shifted(p, x, v, keep=False):
 
     for block in blocks:
         V = points(block)
-        if keep:
+        if keep_points:
             kept.append(V)
         M = _products(V, U)
-        M[one].reshape(-1, rows * columns, N)[...] += (p["bias"] + v[block])[:, None]
+        M[one] += (p["bias"] + v[block]).repeat(rows * columns, axis=0)
         _cells(y[block], m)[...] = _transformed(AA, M).reshape(m, m, -1, rows, columns, N)
 
-    def winograd_shifted_back(dy):
+    def winograd_plus_back(dy):
         dx, dv, dU = np.empty((B, H, W, C), x.dtype), np.empty((B, N), x.dtype), None
-        Ut = p.get("winograd_transposed", U.swapaxes(1, 2))
         for block, V in zip(blocks, kept or map(points, blocks), strict=True):
             dM = _transformed(AA.T, _tile(dy[block], m, rows, columns))
             dv[block] = column_sums(dM[one].reshape(-1, rows * columns, N))
@@ -128,10 +140,10 @@ def winograd_shifted(p, x, v, keep=False):
             dV = _products(dM, Ut)
             _tiles_back(dx[block], _transformed(BB.T, dV), m, rows, columns)
         dw = np.empty(w.shape, w.dtype)
-        times_columns(GG.T, dU.reshape(a2, C * N), dw.reshape(9, C * N))
+        matmul_wide(GG.T, dU.reshape(a2, C * N), dw.reshape(9, C * N))
         return dx, dv, {"weight": dw, "bias": dv.sum(axis=0)}
 
-    return y[:, :H, :W], winograd_shifted_back
+    return y[:, :H, :W], winograd_plus_back
 
 
 def _empty(k, T, C, dtype):
@@ -143,14 +155,14 @@ def _empty(k, T, C, dtype):
 def _transformed(matrix, tiles):
     """A transform of every tile: (k,l), (l,T,C) -> (k,T,C)."""
     out = _empty(len(matrix), *tiles.shape[1:], tiles.dtype)
-    times_columns(matrix, tiles.reshape(len(tiles), -1), out.reshape(len(out), -1))
+    matmul_wide(matrix, tiles.reshape(len(tiles), -1), out.reshape(len(out), -1))
     return out
 
 
 def _products(V, U):
     """The product at every point: (k,T,C), (k,C,N) -> (k,T,N)."""
     out = _empty(*V.shape[:2], U.shape[2], V.dtype)
-    batch_times(V, U, out)
+    matmul_batched(V, U, out)
     return out
 
 
@@ -172,7 +184,7 @@ def _tiles(x, m, rows, columns):
     b, _, _, C = x.shape
     tiles = _empty((m + 2)**2, b * rows * columns, C, x.dtype)
     places = tiles.reshape(m + 2, m + 2, b, rows, columns, C)
-    cells = _cells(framed(x, 1, (rows + 1) * m, (columns + 1) * m), m)
+    cells = _cells(zero_pad(x, 1, (rows + 1) * m, (columns + 1) * m), m)
     for in_tile, in_cells in _pieces(m):
         places[in_tile] = cells[in_cells]
     return tiles
@@ -194,7 +206,7 @@ def _tile(dy, m, rows, columns):
     """The adjoint of laying m×m outputs side by side and cutting to (H,W): (b,H,W,N) -> (m²,T,N), zeros beyond the edge."""
     b, H, W, N = dy.shape
     if (H, W) != (rows * m, columns * m):
-        dy = framed(dy, 0, rows * m, columns * m)
+        dy = zero_pad(dy, 0, rows * m, columns * m)
     tiles = _empty(m * m, b * rows * columns, N, dy.dtype)
     tiles.reshape(m, m, b, rows, columns, N)[...] = _cells(dy, m)
     return tiles

@@ -1,4 +1,4 @@
-"""Python threads that share one piece of work, with BLAS on a single thread while they do.
+"""Python threads that compute a batch in parts, with BLAS on a single thread while they do.
 
 NumPy releases the interpreter's lock in ufuncs, copies and matrix products, so half-batches in Python threads run side by
 side: two threads on two cores were measured 1.8 times as fast as one.  BLAS's own threads do less (1.4 times, a third of it
@@ -17,16 +17,40 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
-from minddpm import device as backend
 from minddpm import tree
 from minddpm.errors import UserError
-from minddpm.fast.helper import helper
+from minddpm.fast.matmul import spare_thread
 
-PART = 32                   # images; of 8, 16 and 32, what trained 16×16 and 28×28 images fastest with two threads
+PART = 32                   # images; of 8, 16 and 32, the fastest for training on 16×16 and 28×28 images with two threads
 
-BLOCK = 2**16               # numbers of an array that are worked on at a time, where the work is number by number
+
+def workers_for(device, threads=None, batch=PART):
+    """The Workers for a device, "cpu" or "cuda", and `threads`, by default one a CPU; a GPU takes the batch whole."""
+    return Workers(1, part=batch) if device == "cuda" else Workers(threads or cpu_count())
+
+
+def cpu_count():
+    """The number of CPUs this process may use, which under taskset, Slurm or a cpuset is fewer than the machine has."""
+    if hasattr(os, "process_cpu_count"):             # Python 3.13
+        return os.process_cpu_count() or 1
+    if hasattr(os, "sched_getaffinity"):             # Linux
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def parallel(eps_theta, workers):
+    """The same eps_theta(x_t, t), computed by workers that take the batch in parts."""
+    def parallel_eps_theta(x_t, t):
+        def of_part(images):
+            return eps_theta(x_t[images], t[images] if np.ndim(t) else t)
+
+        parts = workers.parts(len(x_t))
+        return np.concatenate(list(workers.map(workers.helping(of_part) if len(parts) == 1 else of_part, parts)))
+
+    return parallel_eps_theta
 
 
 class Workers:
@@ -49,7 +73,7 @@ class Workers:
     def __enter__(self):
         self._limit = threadpool_limits(1, user_api="blas")
         _keep_freed_memory(True)
-        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="minddpm", initializer=_seats(self.threads))
+        self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="minddpm", initializer=_pinning(self.threads))
         return self
 
     def __exit__(self, *error):
@@ -82,28 +106,26 @@ class Workers:
         finally:
             wait([future for future in flying if not future.cancel()])
 
-    def helped(self, f):
-        """The same f, for `map` with a single item: an idle thread helps it with large operations, see helper.py."""
-        def helped_f(item):
-            before = helper.set(self._pool.submit if self.threads > 1 else None)
+    def helping(self, f):
+        """The same f, for `map` with a single item: an idle thread takes half of its large products, see matmul.py."""
+        def helping_f(item):
+            before = spare_thread.set(self._pool.submit if self.threads > 1 else None)
             try:
                 return f(item)
             finally:
-                helper.reset(before)
+                spare_thread.reset(before)
 
-        return helped_f
+        return helping_f
 
-    def each(self, f, *trees):
-        """f(leaf, ...) for the leaves at the same place of each tree, for what f writes to them.  Leaves are shared out, and
-        f gets large ones in blocks: views of at most BLOCK numbers, so that they stay in the cache while f goes over them."""
+    def for_each_leaf(self, f, *trees):
+        """Call f(leaf, ...) for the leaves at the same place of each tree, for what f writes to them, shared out by size."""
         places = []
         tree.map(lambda *leaves: places.append(leaves), *trees)
         places.sort(key=lambda leaves: leaves[0].size, reverse=True)
 
         def share(k):
             for leaves in places[k::self.threads]:
-                for block in _blocks(leaves):
-                    f(*block)
+                f(*leaves)
 
         for _ in self.map(share, range(self.threads)):
             pass
@@ -114,36 +136,27 @@ class Workers:
         return [slice(n * i // count, n * (i + 1) // count) for i in range(count)]
 
 
-def _seats(threads):
-    """What gives each thread a CPU of its own, if they are as many as the CPUs; else nothing, as where the system cannot.
+def _pinning(threads):
+    """What pins each thread of a pool to a CPU of its own, or None where they are not as many as the CPUs.
 
-    Threads that often wait for each other are taken for one piece of work by Linux's scheduler and put on one CPU, where they
-    took twice as long.  What a worker starts is bound to its CPU too; another number of threads turns this off.  The first
-    thread's CPU depends on the process, so that two processes with one item each do not meet.
+    Linux's scheduler takes threads that often wait for each other for one piece of work and puts them on one CPU, where they
+    took twice as long.  Another number of threads turns pinning off.  The first thread's CPU depends on the process, so that
+    two processes with one item each do not meet.
     """
     cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
     free = [cpus[(os.getpid() + k) % threads] for k in range(threads)] if len(cpus) == threads else []
 
-    def take_a_seat():
+    def pin():
         with suppress(OSError):                     # a sandbox may forbid it
             os.sched_setaffinity(0, {free.pop()})
 
-    return take_a_seat if len(cpus) == threads > 1 else None
-
-
-def _blocks(leaves):
-    """The leaves cut alike; whole where they are small, on a GPU, or not in one piece of memory."""
-    size = leaves[0].size
-    if size <= BLOCK or any(backend.is_cuda(leaf) or not leaf.flags.c_contiguous for leaf in leaves):
-        return [leaves]
-    flat = [leaf.reshape(-1) for leaf in leaves]
-    return [[leaf[i:i + BLOCK] for leaf in flat] for i in range(0, size, BLOCK)]
+    return pin if len(cpus) == threads > 1 else None
 
 
 def _keep_freed_memory(keep):
     """Whether glibc keeps freed arrays below 32 MB, or gives what is above its usual 128 kB back.
 
-    Told once, glibc no longer adapts these sizes by itself.  Elsewhere than on Linux with glibc: nothing.
+    Once set, glibc no longer adapts these sizes by itself.  Elsewhere than on Linux with glibc it does nothing.
     """
     libc = ctypes.CDLL(None) if sys.platform == "linux" else None
     if not hasattr(libc, "mallopt"):

@@ -13,9 +13,14 @@ import stat
 from pathlib import Path
 from typing import NamedTuple
 
+from minddpm import tree
+from minddpm.device import to_device
 from minddpm.errors import UserError, printable
-from minddpm.storage import files
+from minddpm.fast import ops_for
+from minddpm.model import Model
+from minddpm.storage import files, scheduler_config, unet_config, weights
 from minddpm.storage import json_options as options
+from minddpm.unet import parameters
 
 INDEX = "model_index.json"
 INDEX_JSON = {"_class_name": "DDPMPipeline", "_diffusers_version": options.VERSION,
@@ -91,3 +96,33 @@ def _check_inside(folder, path):
         raise UserError(f"{path} cannot be read: {e.strerror or e}") from e
     if not stat.S_ISREG(mode):
         raise UserError(f"{path} is no regular file; expected one")
+
+
+def save(folder, model):
+    """Write the model as a folder that diffusers' DDPMPipeline.from_pretrained opens.  UserError: it cannot be written.
+
+    diffusers samples from it if it predicts ε or x_0 with a fixed σ_t²; it refuses μ̃ prediction and a learned log-variance,
+    for which it has no name, when it is asked to sample.
+    """
+    folder = Path(folder)
+    place = nested(folder)
+    weights.write(place.weights, model.params)
+    files.write_json(place.unet, unet_config.to_json(model.config))
+    files.write_json(place.scheduler, scheduler_config.to_json(model))
+    files.write_json(folder / INDEX, INDEX_JSON)
+
+
+def load(folder, device="cpu"):
+    """A diffusers pipeline folder -> Model, with its weights as float32 on the device, "cpu" or "cuda".
+
+    UserError: no such folder, or what is in it is damaged, foreign, or uses an option that minddpm does not have.
+    """
+    place = find(Path(folder))
+    config = unet_config.from_json(files.read_json(place.unet), place.unet)
+    schedule, sigma2, clip, predicts = scheduler_config.from_json(files.read_json(place.scheduler), place.scheduler)
+    if config.learned_sigma != (sigma2 == "learned"):
+        raise UserError(f"{place.unet} has {config.out_channels} channels out for {config.in_channels} in, "
+                        f"which does not fit the variance_type in {place.scheduler}")
+    params, _ = weights.read(place.weights, tree.map(lambda init: init.shape, parameters(config)))
+    params = tree.map(lambda a: to_device(a, device), params)
+    return Model(config, params, schedule, sigma2, clip, predicts, ops_for(params, config.image_size))

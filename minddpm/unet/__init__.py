@@ -1,5 +1,7 @@
-"""App. B.  The network: sizes, parameters, and the U-Net with its gradient."""
+"""App. B.  The network: its sizes, its parameters, and the U-Net with its gradient, in plain layers."""
 
-from minddpm.unet.network import Init, UNetConfig, init, parameters, time_mlp, unet
+from minddpm.unet.config import UNetConfig
+from minddpm.unet.network import unet
+from minddpm.unet.parameters import init, parameters
 
-__all__ = ["Init", "UNetConfig", "init", "parameters", "time_mlp", "unet"]
+__all__ = ["UNetConfig", "init", "parameters", "unet"]

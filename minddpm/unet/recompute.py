@@ -1,29 +1,27 @@
-"""Memory policies: what a block keeps for its pullback.  Each takes f and its arguments and answers as f would, y and back.
+"""What the forward pass stores for the backward pass: three policies, one of them gradient checkpointing.
 
-None of them changes a number: dropout draws its masks from seeds, so a replayed forward pass is the one that was.
+A policy calls f(*args) -> y, back for a block or layer f and returns the same.  None changes a number: dropout draws its masks
+from seeds, so the forward pass that is computed again is the one that was.
 """
 
 
-def keep(f, *args):
-    """Training with memory to spare: the pullback holds what the forward pass computed."""
+def store(f, *args):
+    """y, back as f computes them: `back` holds all that the forward pass stored."""
     return f(*args)
 
 
-def checkpoint(f, *args):
-    """Training with little memory: the pullback holds the arguments alone and replays the forward pass, one more of it."""
+def recompute(f, *args):
+    """y, and a `back` that holds f's arguments alone and computes its forward pass once more (gradient checkpointing)."""
     y, _ = f(*args)
 
-    def checkpoint_back(dy):
+    def recompute_back(dy):
         _, back = f(*args)
         return back(dy)
 
-    return y, checkpoint_back
+    return y, recompute_back
 
 
-def discard(f, *args):
-    """Inference: there is no pullback, and what the block computed on its way is free as soon as it answers."""
+def inference(f, *args):
+    """y, None: nothing is stored, and there is no gradient."""
     y, _ = f(*args)
     return y, None
-
-
-TRAINING = {"keep": keep, "checkpoint": checkpoint}             # by the names that --memory has for them

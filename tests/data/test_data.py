@@ -113,13 +113,6 @@ def test_sec33_unscale_rounds_to_the_nearest_level_and_clips(levels):
     np.testing.assert_array_equal(data.unscale(np.array([-7, -1.001, 1.001, 1e30]), levels), [0, 0, levels - 1, levels - 1])
 
 
-def test_appb_flip_mirrors_left_and_right_where_asked():
-    x = draw(3, 2, 5, 3)
-    y = data.flip(x, np.array([True, False, True]))
-    for b, i, j, c in np.ndindex(x.shape):
-        assert y[b, i, j, c] == x[b, i, 4 - j if b != 1 else j, c]
-
-
 # ---- batches ----------------------------------------------------------------------------------------------------------
 
 
@@ -163,12 +156,28 @@ def test_alg1_batch_is_the_images_of_its_indices_scaled():
     assert x0.min() == -1 and x0.max() == 1
 
 
+def test_appb_flips_mirror_left_and_right_half_of_the_images():
+    d = data.Dataset("colour", draw(600, 2, 5, 3), draw(0, 2, 5, 3))
+    mirrored = []
+    for step in 1, 2:
+        plain, flipped = (d.batch(300, step, 0, flips=flips) for flips in (False, True))
+        same = (flipped == plain).all((1, 2, 3))
+        assert 110 < same.sum() < 190 and flipped.dtype == np.float32
+        for b in np.flatnonzero(~same):
+            for i, j, c in np.ndindex(2, 5, 3):
+                assert flipped[b, i, j, c] == plain[b, i, 4 - j, c]
+        np.testing.assert_array_equal(d.batch(300, step, 0, flips=True), flipped)
+        mirrored.append(~same)
+    assert (mirrored[0] != mirrored[1]).any()
+
+
 def test_alg1_batch_stays_on_the_device_of_the_images(gpu):
     d = data.load("digits")
     on_device = replace(d, train=to_device(d.train, "cuda"))
-    x0 = on_device.batch(7, 5, seed=1)
-    assert is_cuda(x0) and x0.dtype == np.float32
-    np.testing.assert_array_equal(to_host(x0), d.batch(7, 5, seed=1))
+    for flips in False, True:
+        x0 = on_device.batch(7, 5, 1, flips)
+        assert is_cuda(x0) and x0.dtype == np.float32
+        np.testing.assert_array_equal(to_host(x0), d.batch(7, 5, 1, flips))
 
 
 # ---- the built-in sets ------------------------------------------------------------------------------------------------

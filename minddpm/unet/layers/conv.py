@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from minddpm.unet.layers.linear import column_sums, linear
-
 
 def conv2d(p, x, stride=1):
     """App. B.  k×k convolution.  weight (k,k,C,N) with k odd, bias (N,), x (B,H,W,C) -> y (B,H/stride,W/stride,N).
@@ -31,7 +29,7 @@ def conv2d(p, x, stride=1):
     def conv2d_back(dy):
         rows = dy.reshape(-1, N)
         dw = im2col(x, k, stride, pad).reshape(-1, k * k * C).T @ rows
-        db = column_sums(rows)
+        db = rows.sum(axis=0)
         dpatches = rows @ matrix.T
         dx = col2im(dpatches.reshape(*shape[:3], k * k * C), x.shape, k, stride, pad)
         return dx, {"weight": dw.reshape(w.shape), "bias": db}
@@ -39,13 +37,28 @@ def conv2d(p, x, stride=1):
     return y.reshape(shape), conv2d_back
 
 
+def conv2d_plus(p, x, v):
+    """App. B.  conv2d(p, x) + v: the vector v (B,N) of an image is added at each of its pixels.  x (B,H,W,C) -> y (B,H,W,N).
+
+    Back: dy -> dx, dv, dp, where dv is the sum of dy over an image's pixels.      Keeps: x.
+    """
+    y, conv_back = conv2d(p, x)
+
+    def conv2d_plus_back(dy):
+        dx, dp = conv_back(dy)
+        dv = dy.sum(axis=(1, 2))
+        return dx, dv, dp
+
+    return y + v[:, None, None, :], conv2d_plus_back
+
+
 def im2col(x, k, stride, pad):
     """(B,H,W,C) -> (B,H',W',k·k·C): the k×k patch under each output pixel, as one row in the order (i, j, c)."""
-    padded = framed(x, pad[0], x.shape[1] + sum(pad), x.shape[2] + sum(pad))
+    padded = zero_pad(x, pad[0], x.shape[1] + sum(pad), x.shape[2] + sum(pad))
     return np.concatenate([padded[tap] for tap in _taps(padded.shape, k, stride)], axis=-1)
 
 
-def framed(x, before, height, width):
+def zero_pad(x, before, height, width):
     """(B,H,W,C) -> (B,height,width,C): x with zeros around it, `before` of them above and to the left."""
     B, H, W, C = x.shape
     y = np.zeros((B, height, width, C), x.dtype, like=x)
@@ -66,19 +79,3 @@ def _taps(shape, k, stride):
     """For each place (i, j) in the kernel, the slice of the padded image that it meets while it moves over the image."""
     _, H, W, _ = shape
     return [np.s_[:, i:H - k + i + 1:stride, j:W - k + j + 1:stride] for i in range(k) for j in range(k)]
-
-
-def conv1x1(p, x, linear=linear):
-    """App. B.  1×1 convolution (the released code's `nin`): a dense layer on each pixel.  weight (1,1,C,N), x (B,H,W,C).
-
-    linear: the dense layer, or another way to compute it.
-    Back, Keeps: as `linear`.
-    """
-    w = p["weight"]
-    y, linear_back = linear({"weight": w[0, 0], "bias": p["bias"]}, x)
-
-    def conv1x1_back(dy):
-        dx, dp = linear_back(dy)
-        return dx, {"weight": dp["weight"].reshape(w.shape), "bias": dp["bias"]}
-
-    return y, conv1x1_back

@@ -2,8 +2,6 @@
 
 import numpy as np
 
-from minddpm import device as backend
-
 
 def dropout(x, rate, seeds, layer):
     """App. B.  Dropout.  x (B,...), rate in [0, 1), seeds: B integers below 2⁶⁴, layer: this layer's number -> y (B,...).
@@ -12,14 +10,11 @@ def dropout(x, rate, seeds, layer):
     Back:  dx = dy m / (1 − rate).
     Keeps: m.
 
-    An image's mask depends on its own seed and the layer alone: a replayed forward pass draws the same mask, and so does
-    the same image in another batch or thread.
+    An image's mask depends on its own seed and the layer alone, by the counter-based generator Philox with these two as its
+    key: a replayed forward pass draws the same mask, and so does the same image in another batch.
     """
-    if rate == 0:
-        return x, lambda dy: dy
-    seeds = backend.to_host(seeds) if backend.is_cuda(seeds) else seeds
-    bits = np.stack([_uint16(int(seed), layer, x[0].size) for seed in seeds])
-    kept = np.asarray(bits >= round(rate * 2**16), like=x).reshape(x.shape)
+    bits = [_generator(seed, layer).integers(2**16, size=x.shape[1:], dtype=np.uint16) for seed in seeds]
+    kept = np.asarray(np.stack(bits) >= round(rate * 2**16), like=x)
     scale = 1 / (1 - rate)
     y = x * kept * scale
 
@@ -29,7 +24,5 @@ def dropout(x, rate, seeds, layer):
     return y, dropout_back
 
 
-def _uint16(seed, layer, n):
-    """n random integers below 2¹⁶, four from each word of the counter-based generator Philox with the key (seed, layer)."""
-    words = np.random.Philox(key=np.array([seed, layer], dtype=np.uint64)).random_raw(-(-n // 4))
-    return words.view(np.uint16)[:n]
+def _generator(seed, layer):
+    return np.random.Generator(np.random.Philox(key=np.array([seed, layer], dtype=np.uint64)))

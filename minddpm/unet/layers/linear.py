@@ -1,7 +1,5 @@
 """App. B.  The dense layer."""
 
-from minddpm import device as backend
-
 
 def linear(p, x):
     """App. B.  Dense layer.  weight (C,N), bias (N,), x (...,C) -> y (...,N).
@@ -18,12 +16,7 @@ def linear(p, x):
         dy_rows = dy.reshape(-1, w.shape[1])
         dx = dy_rows @ w.T
         dw = rows.T @ dy_rows
-        db = column_sums(dy_rows)
+        db = dy_rows.sum(axis=0)
         return dx.reshape(x.shape), {"weight": dw, "bias": db}
 
     return y.reshape(*x.shape[:-1], w.shape[1]), linear_back
-
-
-def column_sums(rows):
-    """Σ over the rows of (…,M,N) -> (…,N), as the product 1ᵀ·rows: several times faster than sum(axis=-2)."""
-    return backend.ones(rows.shape[-2], rows) @ rows

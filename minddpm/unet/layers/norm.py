@@ -1,8 +1,8 @@
-"""App. B.  Group normalisation."""
+"""App. B.  Group normalisation, and with the nonlinearity after it."""
 
 import numpy as np
 
-from minddpm.unet.layers.linear import column_sums
+from minddpm.unet.layers.swish import swish
 
 
 def group_norm(p, x, groups, eps=1e-6):
@@ -14,10 +14,18 @@ def group_norm(p, x, groups, eps=1e-6):
     Back:  see the derivation.      Keeps: x̂, r.
     """
     gamma, beta = p["weight"], p["bias"]
-    centred = x - group_mean(x, groups)
-    r = 1 / np.sqrt(group_mean(centred * centred, groups) + eps)           # (B,1,1,C)
+    B, H, W, C = x.shape
+
+    def grouped(a):
+        return a.reshape(B, H * W, groups, C // groups)
+
+    def mean(a):
+        return a.mean(axis=(1, 3), keepdims=True)                           # (B,1,groups,1)
+
+    centred = grouped(x) - mean(grouped(x))
+    r = 1 / np.sqrt(mean(centred**2) + eps)
     xhat = centred * r
-    y = xhat * gamma + beta
+    y = xhat.reshape(x.shape) * gamma + beta
 
     # One group of n numbers.  Move x by v: m moves by mean(v), and u = mean((x−m)²) by 2 mean((x−m) v), since mean(x−m) = 0.
     # r = (u + eps)^(−½) then moves by −½ r³ · 2 mean((x−m) v) = −r² mean(x̂ v), and x̂ = (x−m) r by
@@ -26,18 +34,22 @@ def group_norm(p, x, groups, eps=1e-6):
     # Its adjoint is therefore J itself, and dx = J dx̂.  What J takes away from dx̂ are its parts along 1 and along x̂: a
     # shift and a scaling of x, which the normalisation undoes, do not change the loss.
     def group_norm_back(dy):
-        dxhat = dy * gamma
-        dx = r * (dxhat - group_mean(dxhat, groups) - xhat * group_mean(dxhat * xhat, groups))
-        dgamma = column_sums((dy * xhat).reshape(-1, dy.shape[-1]))
-        dbeta = column_sums(dy.reshape(-1, dy.shape[-1]))
-        return dx, {"weight": dgamma, "bias": dbeta}
+        dxhat = grouped(dy * gamma)
+        dx = r * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat))
+        dgamma = (dy * xhat.reshape(x.shape)).sum(axis=(0, 1, 2))
+        dbeta = dy.sum(axis=(0, 1, 2))
+        return dx.reshape(x.shape), {"weight": dgamma, "bias": dbeta}
 
     return y, group_norm_back
 
 
-def group_mean(x, groups):
-    """(B,H,W,C) -> (B,1,1,C): at each channel the mean over the pixels and over the channels of its group."""
-    B, H, W, C = x.shape
-    ones = np.ones_like(x, shape=(1, H * W))
-    sums = np.matmul(ones, x.reshape(B, H * W, C)).reshape(B, groups, C // groups).sum(axis=-1)
-    return np.repeat(sums / (H * W * (C // groups)), C // groups, axis=-1).reshape(B, 1, 1, C)
+def norm_swish(p, x, groups, eps=1e-6):
+    """App. B.  Group normalisation, then swish.  x (B,H,W,C) -> y (B,H,W,C).  Back: dy -> dx, dp.  Keeps: as the two layers."""
+    n, norm_back = group_norm(p, x, groups, eps)
+    y, swish_back = swish(n)
+
+    def norm_swish_back(dy):
+        dn = swish_back(dy)
+        return norm_back(dn)
+
+    return y, norm_swish_back

@@ -1,14 +1,41 @@
-"""App. B.  Group normalisation and swish in one layer and few passes over memory: what norm.py and swish.py compute."""
+"""App. B.  Group normalisation by matrix products, and with swish after it in few passes over memory."""
 
 from functools import cache
 
 import numpy as np
 
+from minddpm.fast.matmul import column_sums
+
 BLOCK = 2**19               # numbers that are worked on at a time, so that they stay in the cache between the passes
 
 
-def fused_norm_swish(p, x, groups, eps=1e-6):
-    """App. B.  y = swish(group_norm(p, x)).  weight γ (C,), bias β (C,), x (B,H,W,C) -> y (B,H,W,C).
+def group_norm(p, x, groups, eps=1e-6):
+    """App. B.  layers.group_norm, its means by column_sums.  Back: dy -> dx, dp.  Keeps: x̂, r (B,1,1,C)."""
+    gamma, beta = p["weight"], p["bias"]
+    B, H, W, C = x.shape
+    size = C // groups
+
+    def mean(a):
+        """(B,H,W,C) -> (B,1,1,C): at each channel the mean over its group and all pixels."""
+        sums = column_sums(a.reshape(B, H * W, C)).reshape(B, groups, size).sum(axis=-1)
+        return np.repeat(sums / (H * W * size), size, axis=-1).reshape(B, 1, 1, C)
+
+    centred = x - mean(x)
+    r = 1 / np.sqrt(mean(centred * centred) + eps)
+    xhat = centred * r
+    y = xhat * gamma + beta
+
+    def group_norm_back(dy):
+        dxhat = dy * gamma
+        dx = r * (dxhat - mean(dxhat) - xhat * mean(dxhat * xhat))
+        dgamma = column_sums((dy * xhat).reshape(-1, C))
+        return dx, {"weight": dgamma, "bias": column_sums(dy.reshape(-1, C))}
+
+    return y, group_norm_back
+
+
+def norm_swish(p, x, groups, eps=1e-6):
+    """App. B.  layers.norm_swish: y = swish(group_norm(p, x)).  weight γ (C,), bias β (C,), x (B,H,W,C) -> y (B,H,W,C).
 
     With c the mean of one channel of one image and z = x − c, the group's mean m and variance u come without cancellation:
 
@@ -57,7 +84,7 @@ def fused_norm_swish(p, x, groups, eps=1e-6):
     # Two sums over the pixels give the rest, Σ dn and Σ dn x̂ = r (Σ dn z + d Σ dn): they are dβ and dγ, and with group_norm's
     #       dx = r [ γ dn − mean(γ dn) − x̂ mean(γ dn x̂) ]
     # dx = a dn + q z + q d − r mean(γ dn),   q = −r² mean(γ dn x̂):  again a scaling and a shift for each channel.
-    def fused_norm_swish_back(dy):
+    def norm_swish_back(dy):
         dx, dgamma, dbeta = np.empty_like(x, order="C"), np.zeros_like(gamma), np.zeros_like(beta)
         for block, (c, d, r) in zip(blocks, statistics, strict=True):
             dn = 2 - rows(f[block])
@@ -76,7 +103,7 @@ def fused_norm_swish(p, x, groups, eps=1e-6):
             np.add(dn, along_rows(q * d - r * ((gamma * mean) @ group_average)), out=rows(dx[block]))
         return dx, {"weight": dgamma, "bias": dbeta}
 
-    return y, fused_norm_swish_back
+    return y, norm_swish_back
 
 
 @cache
