@@ -129,7 +129,7 @@ def test_alg1_one_step_is_the_transcribed_one(monkeypatch):
     monkeypatch.setattr(train, "unet", lambda cfg, p, x, t, seeds, ops, policy: toy(p, x, t))
     p = {"a": np.array(0.7), "c": np.array(-0.02)}
     B, D, drawn, found = 5, 6, [], {}
-    dataset = SimpleNamespace(batch=lambda size, step, seed: draw(size, 2, 3, 1, seed=5), levels=256)
+    dataset = SimpleNamespace(batch=lambda size, step, seed, flips: draw(size, 2, 3, 1, seed=5), levels=256)
     settings = SimpleNamespace(batch=B, seed=6, steps=1, flips=False, objective="simple", sigma2="beta")
 
     def gradient(objective, cfg, s, params, batch, *more):

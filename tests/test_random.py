@@ -22,7 +22,7 @@ def first(purpose, seed, *index):
 def test_no_two_purposes_seeds_or_indexes_share_a_stream():
     """NumPy pads a list of numbers with zeros: default_rng of s, [s], [s, 0] and [s, 0, 0] is one and the same stream."""
     keys = list(itertools.product(PURPOSES, SEEDS, INDEXES))
-    assert len({first(purpose, seed, *index) for purpose, seed, index in keys}) == len(keys) >= 11 * 6 * 8
+    assert len({first(purpose, seed, *index) for purpose, seed, index in keys}) == len(keys)
 
 
 def test_no_stream_is_numpys_own_of_the_seed():
