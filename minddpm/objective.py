@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minddpm.bound import bound_term, mean_of_eps, mean_of_mu, mean_of_x0
+from minddpm.bound import bound_term, mean_of
 from minddpm.diffusion import Schedule, per_image, q_posterior
 from minddpm.reverse import split
 
@@ -66,20 +66,12 @@ def l_simple(eps, eps_theta):
     return loss, l_simple_back
 
 
-def mse_eps(e, eps_theta):
-    """Eq. (14).  Table 2, "ε prediction: ‖ε̃ − ε_θ‖²": L_simple, the paper's own method.  Back: dloss -> dε_θ."""
-    return l_simple(e.eps, eps_theta)
-
-
-def mse_mu(e, mu_theta):
-    """Table 2.  "μ̃ prediction: ‖μ̃ − μ̃_θ‖²": the same error of Eq. (7)'s μ̃_t(x_t, x_0).  Back: dloss -> dμ̃_θ."""
-    mu_tilde, _ = q_posterior(e.s, e.x0, e.x_t, e.t)
-    return l_simple(mu_tilde, mu_theta)
-
-
-def mse_x0(e, x0_theta):
-    """Sec. 3.2.  x_0 prediction, "worse sample quality early in our experiments": the same error of x_0.  Back: dloss -> dx̂_0."""
-    return l_simple(e.x0, x0_theta)
+def mse_loss(e, prediction, predicts):
+    """Eq. (14), Table 2, Sec. 3.2.  The same squared error of what the network predicts: "eps", the paper's own method; "mu",
+    Table 2's ‖μ̃ − μ̃_θ‖²; or "x0", with "worse sample quality early in our experiments".  Back: dloss -> dprediction.
+    """
+    target = q_posterior(e.s, e.x0, e.x_t, e.t)[0] if predicts == "mu" else {"eps": e.eps, "x0": e.x0}[predicts]
+    return l_simple(target, prediction)
 
 
 # The bound L --------------------------------------------------------------------------------------------------------------
@@ -94,7 +86,7 @@ def bound_loss(e, output, predicts, learned_sigma=False):
     """
     e, output, exact_back = in_float64(e, output)
     prediction, log_var = split(output, e.x_t, "learned" if learned_sigma else e.sigma2)
-    mean, mean_back = MEAN[predicts](e.s, e.x_t, e.t, prediction)
+    mean, mean_back = mean_of(e.s, e.x_t, e.t, prediction, predicts)
     loss, bound_back = bound_term(e.s, e.x0, e.x_t, e.t, mean, log_var if learned_sigma else e.log_sigma2, e.levels)
 
     def bound_loss_back(dloss):
@@ -103,9 +95,6 @@ def bound_loss(e, output, predicts, learned_sigma=False):
         return exact_back(np.concatenate([dprediction, dlog_var], axis=-1) if learned_sigma else dprediction)
 
     return loss, bound_loss_back
-
-
-MEAN = {"eps": mean_of_eps, "mu": mean_of_mu, "x0": mean_of_x0}
 
 
 def in_float64(e, output):
@@ -136,17 +125,17 @@ class Objective(NamedTuple):
         return self.loss(example, output)
 
 
-def _bound(predicts, learned_sigma=False):
-    return Objective(partial(bound_loss, predicts=predicts, learned_sigma=learned_sigma), predicts, learned_sigma)
+def _objective(loss, predicts, **learned):
+    return Objective(partial(loss, predicts=predicts, **learned), predicts, **learned)
 
 
 OBJECTIVES = {
-    "simple":        Objective(mse_eps, "eps"),
-    "eps-L":         _bound("eps"),
-    "eps-L-learned": _bound("eps", learned_sigma=True),
-    "mu-L":          _bound("mu"),
-    "mu-L-learned":  _bound("mu", learned_sigma=True),
-    "mu-mse":        Objective(mse_mu, "mu"),
-    "x0-L":          _bound("x0"),
-    "x0-mse":        Objective(mse_x0, "x0"),
+    "simple":        _objective(mse_loss,   "eps"),
+    "eps-L":         _objective(bound_loss, "eps"),
+    "eps-L-learned": _objective(bound_loss, "eps", learned_sigma=True),
+    "mu-L":          _objective(bound_loss, "mu"),
+    "mu-L-learned":  _objective(bound_loss, "mu", learned_sigma=True),
+    "mu-mse":        _objective(mse_loss,   "mu"),
+    "x0-L":          _objective(bound_loss, "x0"),
+    "x0-mse":        _objective(mse_loss,   "x0"),
 }

@@ -157,12 +157,8 @@ CASES = {
     "decoder_nll, 17 levels":  decoder_case(x0=[-1, 0.125, 1], z=[3.0, 9.0, -7.0], sigma=0.01, levels=17),
     "kl_to": Case("minddpm.bound", lambda m: lambda mean, log_var: m.kl_to(normal(2, 5), 0.3, mean, log_var),
                   (normal(2, 5, seed=1), normal(2, 5, seed=2))),
-    "mean_of_eps": Case("minddpm.bound", lambda m: lambda eps_theta: m.mean_of_eps(S, normal(6, 2), np.array(MIXED), eps_theta),
-                        (normal(6, 2, seed=1),)),
-    "mean_of_x0": Case("minddpm.bound", lambda m: lambda x0_theta: m.mean_of_x0(S, normal(6, 2), np.array(MIXED), x0_theta),
-                       (normal(6, 2, seed=1),)),
-    "mean_of_mu": Case("minddpm.bound", lambda m: lambda mu_theta: m.mean_of_mu(S, normal(6, 2), np.array(MIXED), mu_theta),
-                       (normal(6, 2, seed=1),)),
+    **{f"mean_of {kind}": Case("minddpm.bound", lambda m, kind=kind: lambda x: m.mean_of(S, normal(6, 2), np.array(MIXED), x, kind),
+                               (normal(6, 2, seed=1),)) for kind in ("eps", "mu", "x0")},
 }
 
 
