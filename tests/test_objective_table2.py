@@ -1,7 +1,6 @@
 """Table 2: every objective against its transcription in scalar loops, its gradient by projection, and known answers."""
 
 import math
-from functools import partial
 
 import literal
 import numpy as np
@@ -23,7 +22,7 @@ SHAPE = 2, 3, 2                             # of an image: small, for the scalar
 
 def named(name, m=objective):
     """The Objective of a name in LOSSES, made of the functions of objective.py or of a faulty copy of it."""
-    learned = m.Objective(partial(m.bound_loss, predicts="x0", learned_sigma=True), "x0", learned_sigma=True)
+    learned = m.Objective(m.bound_loss, "x0", learned_sigma=True)
     return (m.OBJECTIVES | {"x0-L-learned": learned})[name]
 
 
@@ -157,8 +156,9 @@ CASES = {
     "decoder_nll, 17 levels":  decoder_case(x0=[-1, 0.125, 1], z=[3.0, 9.0, -7.0], sigma=0.01, levels=17),
     "kl_to": Case("minddpm.bound", lambda m: lambda mean, log_var: m.kl_to(normal(2, 5), 0.3, mean, log_var),
                   (normal(2, 5, seed=1), normal(2, 5, seed=2))),
-    **{f"mean_of {kind}": Case("minddpm.bound", lambda m, kind=kind: lambda x: m.mean_of(S, normal(6, 2), np.array(MIXED), x, kind),
-                               (normal(6, 2, seed=1),)) for kind in ("eps", "mu", "x0")},
+    **{f"mean_of {kind}":
+       Case("minddpm.bound", lambda m, kind=kind: lambda x: m.mean_of(S, normal(6, 2), np.array(MIXED), x, kind),
+            (normal(6, 2, seed=1),)) for kind in ("eps", "mu", "x0")},
 }
 
 
