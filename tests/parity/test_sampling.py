@@ -11,7 +11,7 @@ from torch_normal import TorchNormal, pipeline_image
 from minddpm.diffusion import Schedule
 from minddpm.model import Model
 from minddpm.sample import reverse_steps
-from minddpm.storage import scheduler_config as scheduler_json
+from minddpm.storage import scheduler_config
 
 B, SIZE, CHANNELS = 2, 8, 3
 
@@ -23,7 +23,7 @@ def tiny(seed):
 
 def scheduler(model):
     """Their scheduler, made from the JSON that we would save."""
-    return DDPMScheduler.from_config(json.loads(json.dumps(scheduler_json.to_json(model))))
+    return DDPMScheduler.from_config(json.loads(json.dumps(scheduler_config.to_json(model))))
 
 
 @pytest.mark.parametrize("seed, shape", [(0, (16,)), (0, (1, 3, 32, 32)), (5, (4, 3, 8, 8)), (2**32 - 1, (2, 16))])
