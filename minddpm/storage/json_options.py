@@ -40,9 +40,10 @@ class Options:
         return choices[self.read(option, lambda v: type(v) is str and v in choices, " or ".join(choices))]
 
     def check(self, supported, ignored=()):
-        """UserError unless each option has its value in `supported`, the options that to_json makes of the object built from these.
+        """UserError unless each option has its value in `supported`.
 
-        ignored: options that may have any value, as may those that begin with an underscore, diffusers' own notes.
+        supported: the options that to_json makes of the object that was built from these.  ignored: options that may have any
+        value, as may those that begin with an underscore, diffusers' own notes.
         """
         for option in self.values:
             if option in ignored or option.startswith("_"):

@@ -221,8 +221,8 @@ def test_a_network_with_all_their_defaults_is_refused(tmp_path):
 
 
 def test_a_training_run_opens_and_samples(tmp_path):
-    told = Settings(data="digits", preset="tiny", steps=3, batch=4, save_every=2, sample_every=0, ema=0.5)
-    trained = run.begin(tmp_path / "run", told)
+    settings = Settings(data="digits", preset="tiny", steps=3, batch=4, save_every=2, sample_every=0, ema=0.5)
+    trained = run.begin(tmp_path / "run", settings)
     assert run.train(trained)
     check_run(tmp_path / "run", trained.state.ema)
 

@@ -256,7 +256,7 @@ def test_files_without_permission(folder):
 
 @pytest.mark.parametrize("damage", ["cut in the data", "overlapping", "duplicate names", "huge shape", "whole numbers",
                                     "nested deep", "header length 2^64-1", "a name with line breaks"])
-def test_the_command_line_says_one_sentence_and_exits_with_2(folder, damage, capsys):
+def test_the_command_line_prints_one_sentence_and_exits_with_2(folder, damage, capsys):
     path = folder / WEIGHTS
     path.write_bytes(DAMAGES[damage][0](path.read_bytes()))
     check_command_line(folder, capsys)

@@ -70,7 +70,7 @@ def test_the_library_reads_what_is_written(tmp_path, dtype):
     assert int.from_bytes((tmp_path / "a.safetensors").read_bytes()[:8], "little") % 8 == 0
 
 
-def test_by_default_the_file_says_what_pytorchs_readers_look_for(tmp_path):
+def test_the_default_metadata_is_what_pytorchs_readers_look_for(tmp_path):
     weights.write(tmp_path / "a.safetensors", random_tree(TREE))
     assert weights.read(tmp_path / "a.safetensors", TREE)[1] == {"format": "pt"}
 
