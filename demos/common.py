@@ -24,9 +24,9 @@ from minddpm.app.progress import Progress
 from minddpm.data import Dataset
 from minddpm.errors import UserError
 from minddpm.fast.workers import Workers
-from minddpm.model import Model, load
+from minddpm.model import Model
 from minddpm.sample import in_parallel
-from minddpm.storage import files
+from minddpm.storage import files, load
 
 RUN = "runs/demo"           # what `minddpm demo` trains
 CELL = 64                   # pixels: about the size of an image on a sheet

@@ -13,9 +13,8 @@ from minddpm.app.progress import Progress
 from minddpm.app.run import workers_for
 from minddpm.errors import UserError
 from minddpm.likelihood import Bound, Estimate, prior_warning, rate_distortion, reverse_term, standard_error, vlb, vlb_estimate
-from minddpm.model import load
 from minddpm.sample import in_parallel
-from minddpm.storage import files
+from minddpm.storage import files, load
 
 BATCH = 64                  # images at a time
 TRAIN_TERMS = 50            # reverse terms of the training set's estimate: a twentieth of the paper's 1000, and of the time

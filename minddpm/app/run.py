@@ -28,9 +28,9 @@ from minddpm.errors import UserError
 from minddpm.fast.prefetch import ahead
 from minddpm.fast.workers import Workers
 from minddpm.likelihood import prior_warning
-from minddpm.model import Model, save
+from minddpm.model import Model
 from minddpm.objective import OBJECTIVES
-from minddpm.storage import files
+from minddpm.storage import files, save
 from minddpm.storage import weights as checkpoint
 from minddpm.train import TrainingState, draw, place, told_gradient, train_step
 from minddpm.unet import init

@@ -12,9 +12,10 @@ from minddpm.data import Dataset
 from minddpm.diffusion import Schedule
 from minddpm.fast import adam_cuda as fused
 from minddpm.fast.workers import Workers
-from minddpm.model import Model, load, save
+from minddpm.model import Model
 from minddpm.objective import OBJECTIVES
 from minddpm.sample import in_parallel, reverse_process
+from minddpm.storage import load, save
 from minddpm.storage import weights as checkpoint
 from minddpm.train import TrainingState, draw_batch, train_step
 from minddpm.unet import UNetConfig, parameters, unet
