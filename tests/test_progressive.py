@@ -52,7 +52,7 @@ def test_fig06_of_one_known_image_is_that_image_from_the_first_step_on():
         np.testing.assert_allclose(x0_hat, x0, atol=1e-9)
 
 
-def test_fig06_asks_the_network_once_a_step():
+def test_fig06_calls_the_network_once_a_step():
     seen = []
     list(progressive(S, lambda x_t, t: seen.append(t) or wavy(x_t, t), (2, 3), 0))
     assert seen == list(range(25, 0, -1))
