@@ -2,8 +2,8 @@
 
 import numpy as np
 
-PURPOSES = ("initial weights", "order of the images", "training step", "sampling", "shared latents", "interpolation",
-            "choice of images", "bound", "sent to both", "the sender's own", "calibration")
+PURPOSES = ("initial weights", "order of the images", "mirrored images", "training step", "sampling", "shared latents",
+            "interpolation", "choice of images", "bound", "sent to both", "the sender's own", "calibration")
 
 
 def rng(purpose, seed, *index):

@@ -52,7 +52,7 @@ def split(output, x_t, sigma2):
 
 
 def mean_from(s, x_t, t, prediction, predicts):
-    """Eq. (7), (11).  The mean of p_θ(x_{t−1} | x_t) that a prediction of the named kind stands for."""
+    """Eq. (7), (11).  The mean of p_θ(x_{t−1} | x_t) of a prediction of the named kind."""
     _check(predicts)
     if predicts == "eps":
         return mu_theta(s, x_t, t, prediction)
@@ -60,7 +60,7 @@ def mean_from(s, x_t, t, prediction, predicts):
 
 
 def x0_from(s, x_t, t, prediction, predicts):
-    """Eq. (15).  x̂_0 that a prediction of the named kind stands for; from μ̃, Eq. (7) solved for x_0."""
+    """Eq. (15).  x̂_0 of a prediction of the named kind; from μ̃, Eq. (7) solved for x_0."""
     _check(predicts)
     if predicts == "eps":
         return x0_hat(s, x_t, t, prediction)

@@ -11,7 +11,7 @@ from minddpm.diffusion import check_t, per_image, x0_hat
 
 
 def score(s, x_t, t, eps):
-    """Sec. 3.2.  The score ∇ log q(x_t) (B, ...) that ε = ε_θ(x_t, t) stands for.
+    """Sec. 3.2.  The score ∇ log q(x_t) (B, ...) of ε = ε_θ(x_t, t).
 
         s_θ(x_t, t) = −ε_θ(x_t, t) / √(1 − ᾱ_t)
 
@@ -41,7 +41,7 @@ def langevin(s, eps_theta, shape, rng, times, steps=100, step=0.1, like=None):
     noise.  The step size proportional to the variance of the noise is Song and Ermon's (their Alg. 1), and so are 100 steps
     a noise level; theirs begins with x uniform, and ends without the estimate of x_0, which Alg. 2 also ends with.
     Larger steps move faster and widen the result: where q(x_t) = N(0, V), the dynamics come to rest at V / (1 − a_t / 4V).
-    rng: a NumPy generator.  like: an array of the dtype and device to work in; float32 on the host if None.
+    rng: a NumPy generator.  like: an array of the dtype and kind (NumPy's or CuPy's) to work in; float32 and NumPy's if None.
     """
     like = np.zeros(0, np.float32) if like is None else like
 

@@ -42,7 +42,7 @@ class Batch(NamedTuple):
 class Metrics(NamedTuple):
     """One step's number, mean loss, global gradient norm before clipping, and learning rate.
 
-    Loss and norm are arrays (), which a GPU may not have computed yet: float() waits for them.
+    Loss and norm are arrays (), which may not be computed yet where they are CuPy's: float() waits for them.
     """
 
     step: int
@@ -100,28 +100,19 @@ def train(settings, cfg, s, state, dataset, gradient=gradient, update=update):
         5:    take gradient descent step on  ∇_θ ‖ε − ε_θ(√ᾱ_t x_0 + √(1 − ᾱ_t) ε, t)‖²
         6: until converged
 
-    dataset.batch(B, step, seed) -> x0 (B,H,W,C) in [−1, 1].  All draws are functions of settings.seed and the step, so that a
-    resumed run is the uninterrupted one.  settings: seed, batch (B), flips, objective, sigma2, steps, lr, lr_final, warmup,
-    grad_clip, ema.  gradient, update: the two halves of line 5; others may compute the same faster.
+    dataset.batch(B, step, seed, flips) -> x0 (B,H,W,C) in [−1, 1]; flips: whether images may be mirrored (App. B).  All draws are
+    functions of settings.seed and the step, so that a resumed run is the uninterrupted one.  settings: seed, batch (B), flips,
+    objective, sigma2, steps, lr, lr_final, warmup, grad_clip, ema.  gradient, update: the two halves of line 5.
     """
     while state.step < settings.steps:                                                      # 1: repeat
         step   = state.step + 1
         random = rng("training step", settings.seed, step)
-        x0     = dataset.batch(settings.batch, step, settings.seed)                         # 2: x_0 ~ q(x_0)
+        x0     = dataset.batch(settings.batch, step, settings.seed, settings.flips)         # 2: x_0 ~ q(x_0)
         t      = random.integers(1, s.T, size=len(x0), endpoint=True)                       # 3: t ~ Uniform({1, …, T})
         eps    = random.standard_normal(x0.shape, dtype=np.float32)                         # 4: ε ~ N(0, I)
-        seeds  = random.integers(2**63, size=len(x0))                                       #    and what App. B adds: dropout,
-        x0     = flip(x0, random.random(len(x0)) < 0.5) if settings.flips else x0           #    mirrored images
+        seeds  = random.integers(2**63, size=len(x0))                                       #    and for dropout (App. B)
         loss, grad = gradient(settings.objective, cfg, s, state.params, Batch(x0, t, eps, seeds),
                               settings.sigma2, dataset.levels)                              # 5: take gradient descent step on
         norm, lr   = update(settings, state, grad)                                          #    ∇_θ ‖ε − ε_θ(x_t, t)‖²
         yield Metrics(step, loss, norm, lr)
                                                                                             # 6: until converged
-
-
-def flip(x, which):
-    """App. B.  Random horizontal flips.  x (B,H,W,C), which (B,) bool -> x with the images where `which` is true mirrored.
-
-    The paper flips all its sets but LSUN Bedroom; a set of digits should not be flipped.
-    """
-    return np.where(np.asarray(which, like=x)[:, None, None, None], x[:, :, ::-1], x)

@@ -59,10 +59,5 @@ def size(tree):
 
 
 def zeros_like(tree):
-    """The same tree with every array zero, of the same dtype and on the same device."""
+    """The same tree with every array zero."""
     return map(np.zeros_like, tree)
-
-
-def add(a, b):
-    """The sum of two trees, leaf by leaf."""
-    return map(np.add, a, b)

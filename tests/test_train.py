@@ -1,7 +1,5 @@
-"""train.py: Algorithm 1: its batches, its gradient however the batch is cut, its step, and runs that resume bit for bit."""
+"""train.py: Algorithm 1: its batches, its gradient however the batch is cut, and its step."""
 
-import subprocess
-import sys
 import tracemalloc
 from dataclasses import replace
 
@@ -9,14 +7,14 @@ import numpy as np
 import pytest
 
 from minddpm import data, optim, train, tree
-from minddpm.app import run, settings
 from minddpm.app.settings import Settings
 from minddpm.diffusion import q_sample
 from minddpm.errors import UserError
-from minddpm.fast.workers import Workers
-from minddpm.train import TrainingState, draw, draw_batch, gradient, train_step
+from minddpm.fast import Workers
+from minddpm.fast.training import gradient_by, update_by
+from minddpm.train import Metrics, TrainingState, gradient, update
 from minddpm.unet import UNetConfig, init, unet
-from minddpm.unet import recompute as memory
+from minddpm.unet.recompute import recompute, store
 
 DIGITS = data.load("digits")
 TOLD = Settings(data="digits", preset="tiny", batch=24, lr=1e-3, lr_final=1e-5, warmup=3, steps=12, ema=0.9, T=20, threads=2,
@@ -34,9 +32,28 @@ def random_params(cfg, dtype=np.float64, seed=0):
     return tree.map(lambda a: (a + rng.normal(0, 0.1, a.shape)).astype(dtype), init(cfg, seed))
 
 
+def draw_batch(settings, dataset, step):
+    """The batch of a step, as train.train draws it: a gradient that keeps it and ends the training."""
+    seen = []
+
+    def keep(objective, cfg, s, params, batch, *rest):
+        seen.append(batch)
+        return 0.0, None
+
+    state = TrainingState(step - 1, None, None, None, None)
+    next(train.train(replace(settings, steps=step), None, settings.schedule(), state, dataset, keep, lambda *_: (0.0, 0.0)))
+    return seen[0]
+
+
 def batch_of(told, step=1, dtype=np.float64):
     batch = draw_batch(told, DIGITS, step)
     return batch._replace(x0=batch.x0.astype(dtype), eps=batch.eps.astype(dtype))
+
+
+def train_step(settings, cfg, s, state, batch, gradient=gradient, update=update):
+    """One step of train.train with a batch that is given -> Metrics."""
+    loss, grad = gradient(settings.objective, cfg, s, state.params, batch, settings.sigma2, 17)
+    return Metrics(state.step + 1, loss, *update(settings, state, grad))
 
 
 def close(a, b, tolerance):
@@ -124,8 +141,7 @@ def test_flips_mirror_half_of_the_images_and_change_nothing_else():
 def test_alg1_the_loss_is_the_mean_of_eq14_over_the_batch():
     cfg, s, batch = small(dropout=0.0), TOLD.schedule(), batch_of(TOLD)
     params = random_params(cfg)
-    with Workers(2) as workers:
-        loss, _ = gradient("simple", cfg, s, params, batch, workers)
+    loss, _ = gradient("simple", cfg, s, params, batch)
     squares = []
     for x0, t, eps, _ in zip(*batch, strict=True):
         x_t = np.sqrt(s.alpha_bar[t]) * x0 + np.sqrt(1 - s.alpha_bar[t]) * eps
@@ -135,13 +151,11 @@ def test_alg1_the_loss_is_the_mean_of_eq14_over_the_batch():
 
 
 def test_alg1_gradient_by_random_projection():
-    """⟨∇L, v⟩ against (L(θ + hv) − L(θ − hv)) / 2h, whole batch, dropout on, two threads."""
+    """⟨∇L, v⟩ against (L(θ + hv) − L(θ − hv)) / 2h, whole batch, dropout on."""
     cfg, s, batch, h = small(), TOLD.schedule(), batch_of(TOLD), 1e-6
     params, v = random_params(cfg), random_params(cfg, seed=9)
-    with Workers(2, part=7) as workers:
-        _, grad = gradient("simple", cfg, s, params, batch, workers)
-        plus, minus = (gradient("simple", cfg, s, tree.map(lambda p, v, k=k: p + k * v, params, v), batch, workers)[0]
-                       for k in (h, -h))
+    _, grad = gradient("simple", cfg, s, params, batch)
+    plus, minus = (gradient("simple", cfg, s, tree.map(lambda p, v, k=k: p + k * v, params, v), batch)[0] for k in (h, -h))
     by_hand = sum(tree.leaves(tree.map(np.vdot, grad, v)))
     assert by_hand == pytest.approx((plus - minus) / (2 * h), rel=1e-6)
 
@@ -152,40 +166,39 @@ def test_thread_counts_agree_to_rounding(dropout, dtype, tolerance):
     """Loss and every leaf of the gradient for 1, 2 and 3 threads, with flips, against the batch in one piece."""
     cfg, s, batch = small(dropout=dropout), TOLD.schedule(), batch_of(TOLD, dtype=dtype)
     params = random_params(cfg, dtype)
-    with Workers(1, part=len(batch.x0)) as workers:
-        assert len(workers.parts(len(batch.x0))) == 1
-        whole_loss, whole = gradient("simple", cfg, s, params, batch, workers)
+    whole_loss, whole = gradient("simple", cfg, s, params, batch)
     for threads, part in (1, 16), (2, 16), (3, 16), (2, 5), (1, 1), (3, 100):
         with Workers(threads, part) as workers:
-            loss, grad = gradient("simple", cfg, s, params, batch, workers)
+            loss, grad = gradient_by(workers)("simple", cfg, s, params, batch)
         assert loss == pytest.approx(whole_loss, rel=tolerance)
         close(grad, whole, tolerance)
         assert all(g.dtype == dtype for g in tree.leaves(grad))
 
 
-def test_the_memory_policy_changes_memory_and_no_bit(monkeypatch):
-    """--memory checkpoint replays each block, dropout included: the same step, with a smaller peak."""
+def test_the_memory_policy_changes_memory_and_no_bit():
+    """Gradient checkpointing replays each block, dropout included: the same step, with a smaller peak."""
     cfg, peaks, states = small(), {}, {}
-    for policy in memory.TRAINING:
-        told = replace(TOLD, batch=16, threads=1, memory=policy)
+    told = replace(TOLD, batch=16)
+    for policy in store, recompute:
         state = TrainingState.begin(init(cfg, 0))
         with Workers(1) as workers:
             for step in 1, 2:
+                batch = batch_of(told, step, np.float32)
                 tracemalloc.start()
-                train_step(told, cfg, told.schedule(), state, batch_of(told, step, np.float32), workers)
+                train_step(told, cfg, told.schedule(), state, batch, gradient_by(workers, policy))
                 _, peaks[policy] = tracemalloc.get_traced_memory()
                 tracemalloc.stop()
         states[policy] = state
-    equal(states["keep"].params, states["checkpoint"].params)
-    equal(states["keep"].v, states["checkpoint"].v)
-    assert peaks["checkpoint"] < 0.7 * peaks["keep"]
+    equal(states[store].params, states[recompute].params)
+    equal(states[store].v, states[recompute].v)
+    assert peaks[recompute] < 0.7 * peaks[store]
 
 
 def test_a_batch_smaller_than_the_number_of_threads():
     cfg, s, batch = small(), TOLD.schedule(), batch_of(replace(TOLD, batch=2))
     params = random_params(cfg)
     with Workers(1) as one, Workers(5) as five:
-        close(gradient("simple", cfg, s, params, batch, one)[1], gradient("simple", cfg, s, params, batch, five)[1], 1e-12)
+        close(*(gradient_by(workers)("simple", cfg, s, params, batch)[1] for workers in (one, five)), 1e-12)
 
 
 def test_the_same_number_of_threads_agrees_bit_for_bit():
@@ -193,9 +206,9 @@ def test_the_same_number_of_threads_agrees_bit_for_bit():
     cfg, s, batch = small(), TOLD.schedule(), batch_of(TOLD, dtype=np.float32)
     params = random_params(cfg, np.float32)
     with Workers(3, part=2) as workers:
-        loss, first = gradient("simple", cfg, s, params, batch, workers)
+        loss, first = gradient_by(workers)("simple", cfg, s, params, batch)
         for _ in range(3):
-            again, grad = gradient("simple", cfg, s, params, batch, workers)
+            again, grad = gradient_by(workers)("simple", cfg, s, params, batch)
             assert again == loss
             equal(grad, first)
 
@@ -206,8 +219,9 @@ def test_the_gradient_writes_to_no_weight_and_no_batch():
     before = [np.copy(a) for a in (*tree.leaves(params), *batch)]
     for a in (*tree.leaves(params), *batch):
         a.setflags(write=False)
+    gradient("simple", cfg, TOLD.schedule(), params, batch)
     with Workers(2) as workers:
-        gradient("simple", cfg, TOLD.schedule(), params, batch, workers)
+        gradient_by(workers)("simple", cfg, TOLD.schedule(), params, batch)
     equal([*tree.leaves(params), *batch], before)
 
 
@@ -217,8 +231,7 @@ def test_the_gradient_writes_to_no_weight_and_no_batch():
 def test_an_untrained_network_has_loss_1():
     """ε_θ = 0 at the paper's initialisation, and the mean of ε² is 1."""
     told = replace(TOLD, batch=500)
-    with Workers(2) as workers:
-        loss, _ = gradient("simple", small(), told.schedule(), init(small(), 0), draw_batch(told, DIGITS, 1), workers)
+    loss, _ = gradient("simple", small(), told.schedule(), init(small(), 0), draw_batch(told, DIGITS, 1))
     assert loss == pytest.approx(1, abs=0.02)
 
 
@@ -239,29 +252,33 @@ def literal_step(told, cfg, s, state, batch):
 
 
 @pytest.mark.parametrize("grad_clip", [0.05, 1e6])
-def test_alg1_steps_against_the_literal_ones(grad_clip):
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
+def test_alg1_steps_against_the_literal_ones(grad_clip, fast):
     told, cfg = replace(TOLD, grad_clip=grad_clip), small()
     s = told.schedule()
     state = TrainingState.begin(random_params(cfg))
     expected = copied(state)
     with Workers(2) as workers:
-        for step in 1, 2, 3, 4, 5:
-            batch = batch_of(told, step)
-            metrics = train_step(told, cfg, s, state, batch, workers)
+        line5 = (gradient_by(workers), update_by(workers)) if fast else (gradient, update)
+        steps = train.train(replace(told, steps=5), cfg, s, state, DIGITS, *line5)
+        for metrics in steps:
+            batch = draw_batch(told, DIGITS, metrics.step)
             expected, norm, lr = literal_step(told, cfg, s, expected, batch)
-            assert state.step == step and metrics.lr == lr
+            assert state.step == metrics.step and metrics.lr == pytest.approx(lr, rel=1e-12)
             assert metrics.grad_norm == pytest.approx(norm, rel=1e-9)                   # the norm before clipping
             for name in "params", "m", "v", "ema":
                 close(getattr(state, name), getattr(expected, name), 1e-6)
+    assert state.step == 5
 
 
 @pytest.mark.parametrize("grad_clip, scale", [(1e6, 1.0), (5.0, 1.0), (2.5, 0.5), (0.05, 0.01), (0.0, 0.0)])
-def test_gradient_clipping_scales_down_to_the_norm(monkeypatch, grad_clip, scale):
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
+def test_gradient_clipping_scales_down_to_the_norm(grad_clip, scale, fast):
     g = {"a": np.array([3.0, 0.0]), "b": [np.array([[-4.0]])]}                          # of norm 5
-    monkeypatch.setattr(train, "gradient", lambda *args: (1.0, tree.map(np.copy, g)))
     state = TrainingState.begin(tree.map(np.ones_like, g))
     with Workers(2) as workers:
-        assert train_step(replace(TOLD, grad_clip=grad_clip), None, None, state, None, workers).grad_norm == 5
+        norm, _ = (update_by(workers) if fast else update)(replace(TOLD, grad_clip=grad_clip), state, g)
+    assert norm == 5
     tree.map(lambda m, g: np.testing.assert_allclose(m, 0.1 * scale * g, rtol=1e-12), state.m, g)
     tree.map(lambda v, g: np.testing.assert_allclose(v, 0.001 * (scale * g) ** 2, rtol=1e-12), state.v, g)
 
@@ -279,20 +296,17 @@ def overflowing_gradient(example, output):
 
 
 @pytest.mark.parametrize("objective", [nan_loss, infinite_gradient, overflowing_gradient])
-def test_a_loss_that_is_not_finite_leaves_the_state_as_it_was(monkeypatch, objective):
+def test_a_loss_that_is_not_finite_is_reported_with_its_step(monkeypatch, objective):
     cfg, s = small(), TOLD.schedule()
     state = TrainingState.begin(random_params(cfg, np.float32))
     with Workers(2) as workers:
-        for step in 1, 2, 3:
-            train_step(TOLD, cfg, s, state, draw_batch(TOLD, DIGITS, step), workers)
-        before = copied(state)
+        steps = train.train(TOLD, cfg, s, state, DIGITS, gradient_by(workers), update_by(workers))
+        for _ in 1, 2, 3:
+            next(steps).checked()
         monkeypatch.setitem(train.OBJECTIVES, "simple", objective)
         with pytest.raises(UserError, match=r"^step 4: the loss is (1|nan) and the gradient's norm (0|nan|inf), "
                                             r"at learning rate 0\.0009\d+; expected finite numbers \(.*\)$"):
-            train_step(TOLD, cfg, s, state, draw_batch(TOLD, DIGITS, 4), workers)
-    assert state.step == before.step == 3
-    for name in "params", "m", "v", "ema":
-        equal(getattr(state, name), getattr(before, name))
+            next(steps).checked()
 
 
 def test_weights_that_are_not_finite_are_noticed():
@@ -300,7 +314,7 @@ def test_weights_that_are_not_finite_are_noticed():
     state = TrainingState.begin(random_params(cfg, np.float32))
     state.params["conv_in"]["weight"][0, 0, 0, 0] = np.nan
     with Workers(1) as workers, pytest.raises(UserError, match="^step 1: the loss is nan"):
-        train_step(TOLD, cfg, TOLD.schedule(), state, draw_batch(TOLD, DIGITS, 1), workers)
+        next(train.train(TOLD, cfg, TOLD.schedule(), state, DIGITS, gradient_by(workers), update_by(workers))).checked()
 
 
 def test_learning_reduces_the_loss_on_digits():
@@ -309,67 +323,9 @@ def test_learning_reduces_the_loss_on_digits():
     state = TrainingState.begin(init(cfg, 0))
     unseen = draw_batch(replace(told, batch=179, seed=7), data.Dataset("held out", DIGITS.held_out, DIGITS.train, 17), 1)
     with Workers(2) as workers:
-        losses = [train_step(told, cfg, s, state, draw_batch(told, DIGITS, step), workers).loss for step in range(1, 81)]
-        held_out, _ = gradient("simple", cfg, s, state.ema, unseen, workers)
+        steps = train.train(told, cfg, s, state, DIGITS, gradient_by(workers), update_by(workers))
+        losses = [metrics.checked().loss for metrics in steps]
+        held_out, _ = gradient_by(workers)("simple", cfg, s, state.ema, unseen)
     assert losses[0] == pytest.approx(1, abs=0.1)
     assert np.mean(losses[-20:]) < 0.6
     assert held_out < 0.6                                               # the average of the weights, on images never trained on
-
-
-# ---- going on ------------------------------------------------------------------------------------------------------------
-
-
-class Killed(BaseException):
-    """What stands for SIGKILL within one process; tests/test_run.py sends real ones."""
-
-
-@pytest.fixture
-def smaller(monkeypatch):
-    monkeypatch.setitem(settings.PRESETS, "tiny", lambda channels=1: small(channels, 0.0))
-
-
-def everything(folder):
-    """The bytes of every file of a run; of log.csv without its last column, the speed."""
-    files = {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-    files["log.csv"] = [line.rsplit(b",", 1)[0] for line in files.get("log.csv", b"").splitlines()]
-    return files
-
-
-def killed_at(monkeypatch, step):
-    def killed(told, dataset, k):
-        if k == step:
-            raise Killed
-        return draw(told, dataset, k)
-
-    monkeypatch.setattr(run, "draw", killed)
-
-
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, smaller):
-    whole = run.begin(tmp_path / "whole", TOLD)
-    assert run.train(whole)
-    current = run.begin(tmp_path / "killed", TOLD)
-    for step in 1, 3, 5, 8, 9, 12:
-        with monkeypatch.context() as patch, pytest.raises(Killed):
-            killed_at(patch, step)
-            run.train(current)
-        current = run.resume(tmp_path / "killed")
-        assert current.state.step == (step - 1) // 4 * 4
-    assert run.train(current)
-    assert current.state.step == whole.state.step == 12
-    for name in "params", "m", "v", "ema":
-        equal(getattr(current.state, name), getattr(whole.state, name))
-    assert everything(tmp_path / "killed") == everything(tmp_path / "whole")
-
-
-def test_resumed_in_a_fresh_process_equals_uninterrupted(tmp_path, monkeypatch):
-    told = replace(TOLD, batch=8, steps=10, save_every=4)
-    assert run.train(run.begin(tmp_path / "whole", told))
-    with monkeypatch.context() as patch, pytest.raises(Killed):
-        killed_at(patch, 7)
-        run.train(run.begin(tmp_path / "killed", told))
-    code = "import sys; from minddpm.app.cli import main; sys.exit(main())"
-    subprocess.run([sys.executable, "-c", code, "train", "--resume", tmp_path / "killed"], check=True, stdout=subprocess.PIPE)
-    fresh = run.resume(tmp_path / "killed").state
-    for name in "params", "m", "v", "ema":
-        equal(getattr(fresh, name), getattr(run.resume(tmp_path / "whole").state, name))
-    assert everything(tmp_path / "killed") == everything(tmp_path / "whole")

@@ -40,28 +40,12 @@ def conv2d(p, x, stride=1):
     return y
 
 
-conv3x3 = conv2d                        # the same function by faster algorithms
-
-
-def winograd(p, x, keep=False):
-    return conv2d(p, x)
-
-
-def conv3x3_shifted(p, x, v, keep=False):
+def conv2d_plus(p, x, v):
     """And v_bn at each pixel of image b."""
     y = conv2d(p, x)
     for image, row, column, n in np.ndindex(*y.shape):
         y[image, row, column, n] += v[image, n]
     return y
-
-
-winograd_shifted = conv3x3_shifted
-thin_conv2d, linear_in_pieces = conv2d, linear
-
-
-def conv1x1(p, x):
-    """Each pixel by itself through the matrix weight[0, 0]."""
-    return linear({"weight": p["weight"][0, 0], "bias": p["bias"]}, x)
 
 
 def group_norm(p, x, groups, eps=1e-6):
@@ -90,9 +74,6 @@ def swish(x):
 
 def norm_swish(p, x, groups, eps=1e-6):
     return swish(group_norm(p, x, groups, eps))
-
-
-plain_norm_swish = fused_norm_swish = norm_swish
 
 
 def attention(q, k, v):
@@ -147,7 +128,7 @@ def resblock(cfg, p, x, temb):
     for image, row, column, c in np.ndindex(*h.shape):
         h[image, row, column, c] += added[image, c]
     h = conv2d(p["conv2"], swish(group_norm(p["norm2"], h, cfg.groups, cfg.eps)))
-    return (conv1x1(p["conv_shortcut"], x) if x.shape[-1] != h.shape[-1] else x) + h
+    return (conv2d(p["conv_shortcut"], x) if x.shape[-1] != h.shape[-1] else x) + h
 
 
 def attention_block(cfg, p, x):

@@ -114,8 +114,8 @@ def evaluate(args):
 
 
 def paper(args):
-    """The paper's equations, algorithms, tables and figures: where the code is that computes each, and the tests of it."""
-    return show.command(args.item, args.html, args.run, args.readme)
+    """The paper's equations, algorithms, tables and figures, each with the code that computes it and its tests."""
+    return show.command(args.item, args.run, args.readme)
 
 
 def selftest(args):

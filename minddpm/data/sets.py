@@ -36,10 +36,17 @@ class Dataset:
         """(H, W, C)."""
         return self.train.shape[1:]
 
-    def batch(self, size, step, seed):
-        """Alg. 1.  x_0 ~ q(x_0): the images of training step 1, 2, … -> (size,H,W,C) float32 in [−1, 1]; see batch_indices."""
+    def batch(self, size, step, seed, flips=False):
+        """Alg. 1.  x_0 ~ q(x_0): the images of training step 1, 2, … -> (size,H,W,C) float32 in [−1, 1]; see batch_indices.
+
+        flips: mirror each with probability 1/2 (App. B).  The paper flips all its sets but LSUN Bedroom; digits should not be.
+        """
         images = batch_indices(len(self.train), size, step, seed)
-        return scale(self.train[np.asarray(images, like=self.train)], self.levels)
+        x0 = scale(self.train[np.asarray(images, like=self.train)], self.levels)
+        if not flips:
+            return x0
+        mirrored = np.asarray(rng("mirrored images", seed, step).random(size) < 0.5, like=x0)
+        return np.where(mirrored[:, None, None, None], x0[:, :, ::-1], x0)
 
 
 def load(name_or_path):

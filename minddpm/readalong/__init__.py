@@ -1,1 +1,1 @@
-"""From the paper to the line to the test and back: `minddpm paper`, its pages and the README's tables; paper.py is the paper."""
+"""From the paper to the line to the test: `minddpm paper` and the tables of minddpm/README.md; paper.py is the contents."""

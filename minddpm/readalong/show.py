@@ -2,58 +2,80 @@
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
-from pathlib import Path
+import textwrap
 
 from minddpm.errors import UserError
 from minddpm.readalong import index as reading
 from minddpm.readalong import paper, readme
+from minddpm.readalong.plain import plain
 
-NO_TESTS = ("The tests and the literal transcription are not here: they come with a checkout of the repository, not with the "
-            "installed package.")
+NO_TESTS = ("The tests and the literal transcription are not here: they come with a checkout of the\n"
+            "repository, not with the installed package.")
+WIDTH = 100                     # columns
 EXCERPT = 70                    # lines of code shown of one place
 
 
-def command(item=None, html=None, run=False, update_readme=False, root=reading.ROOT):
-    """`minddpm paper`, with what follows it -> exit code.  UserError: no such item, or what is asked for is not here."""
-    index, wanted = reading.build(root), paper.find(item) if item else None
+def command(words=(), run=False, update_readme=False, root=reading.ROOT):
+    """`minddpm paper` with an item, or words to look for, or nothing for the whole paper -> exit code.
+
+    UserError: the words name no item, or the tests are needed and are not here.
+    """
+    index, text = reading.build(root), " ".join(words)
     if update_readme:
-        print(f"{'wrote' if readme.update(index) else 'nothing to change in'} {index.root / 'README.md'}")
-    if html:
-        pages = _pages()
-        print(f"wrote {pages.write(index, Path(html))} pages; begin with {Path(html).absolute() / 'index.html'}")
+        print(f"{'wrote' if readme.update(index) else 'nothing to change in'} {readme.path(index)}")
+        return 0
+    item = paper.find(text)
+    items = [item] if item else search(index, text)
     if run:
-        return _run(index, wanted)
-    if not (update_readme or html):
-        print(one(index, wanted) if wanted else overview(index))
+        return _run(index, items)
+    print(one(index, item) if item else overview(index, items))
     return 0
 
 
-def overview(index):
-    """The whole paper, a line each: `Eq. (7)  posterior mean and variance  minddpm/diffusion.py:132 q_posterior  tests/…`."""
-    rows = []
+def search(index, text):
+    """The items that have each word of the text, at the beginning of a word, in their key, meaning or functions' names.
+
+    All items for "".  UserError: there is none.
+    """
+    found = []
     for item in paper.ITEMS:
-        code, tests = index.code[item.key], index.tests[item.key]
-        what = first_of(code) if code else f"({item.why_not or 'not there yet'})"
-        rows.append((item.key, item.meaning, what, first_of(tests) if tests else ""))
-    widths = [max(len(row[column]) for row in rows if column < 2 or row[2][0] != "(") for column in range(3)]
-    lines = ["  ".join(f"{text:{width}}" for text, width in zip(row, [*widths, 0], strict=True)).rstrip() for row in rows]
-    more = "`minddpm paper 7` shows Eq. (7) with its code and its tests, and `minddpm paper 7 --run` runs them."
+        names = " ".join([item.key, item.meaning, *(place.name for place in index.code[item.key])])
+        if all(len(word) > 1 and re.search(rf"(?<![^\W_]){re.escape(word)}", names, re.IGNORECASE) for word in text.split()):
+            found.append(item)
+    if not found:
+        raise paper.no_such(text)
+    return found
+
+
+def overview(index, items=paper.ITEMS):
+    """A line for each item: "Eq. (7)  posterior mean and variance  diffusion.py:132 q_posterior  6 tests"."""
+    code = [str(places[0]).removeprefix("minddpm/") if (places := index.code[item.key]) else "" for item in items]
+    tests = [f"{count} test{'s' if count > 1 else ''}" if (count := len(index.tests[item.key])) else "" for item in items]
+    key, place, count = (max(map(len, column)) for column in ([item.key for item in items], [*code, " " * 40], tests))
+    meaning = min(max(len(item.meaning) for item in items), WIDTH - key - place - count - 6)
+    lines = []
+    for item, first, number in zip(items, code, tests, strict=True):
+        right = f"{first:{place}}  {number:>{count}}"
+        if not first:
+            right = _short(f"({item.no_code_because or 'not there yet'})", place + count + 2)
+        lines.append(f"{item.key:{key}}  {_short(item.meaning, meaning):{meaning}}  {right}".rstrip())
+    more = ("`minddpm paper 7` shows Eq. (7) with its code and its tests, `minddpm paper 7 --run` runs them, and\n"
+            "`minddpm paper posterior` looks for a word.  Files without demos/ before them are in minddpm/.")
     return "\n".join([*lines, "", more if index.has_tests else NO_TESTS])
 
 
-def first_of(places):
-    """The first place, and how many more there are."""
-    return f"{places[0]}{f' +{len(places) - 1}' if len(places) > 1 else ''}"
+def _short(text, width):
+    return textwrap.shorten(text, width, placeholder=" …")
 
 
 def one(index, item):
     """One item: its formula, the code that computes it, its literal transcription and its tests."""
-    where = f"  ({item.section if item.section.startswith('App') else f'Sec. {item.section}'})" if item.section else ""
-    parts = [f"{item.key}  {item.meaning}{where}"]
-    parts += ["\n".join(f"    {line}" for line in item.tex)] if item.tex else []
-    parts += [f"No code of its own: {item.why_not}."] if item.why_not else []
+    parts = [f"{item.key}  {item.meaning}{f'  ({item.where})' if item.where else ''}"]
+    parts += ["\n".join(_formula(line) for line in item.tex)] if item.tex else []
+    parts += [textwrap.fill(f"No code of its own: {item.no_code_because}.", WIDTH)] if item.no_code_because else []
     for title, places in (("Code", index.code), ("The paper, literally", index.literal), ("Tests", index.tests)):
         if found := places[item.key]:
             parts.append(f"---- {title} {'-' * (90 - len(title))}")
@@ -64,6 +86,10 @@ def one(index, item):
     elif index.tests[item.key]:
         parts.append(f"Run the tests: minddpm paper {item.token} --run")
     return "\n\n".join(parts)
+
+
+def _formula(tex):
+    return textwrap.fill(plain(tex), WIDTH, initial_indent="    ", subsequent_indent=" " * 8, break_long_words=False)
 
 
 def excerpt(index, place):
@@ -77,21 +103,13 @@ def excerpt(index, place):
     return "\n".join(f"    {line}".rstrip() for line in shown)
 
 
-def _run(index, item):
-    tests = index.tests[item.key] if item else [place for found in index.tests.values() for place in found]
+def _run(index, items):
+    tests = [place for item in items for place in index.tests[item.key]]
     if not index.has_tests:
         raise UserError("there are no tests beside this package: expected a checkout of the repository")
     if not tests:
-        raise UserError(f"{item.key} has no test: {item.why_not or 'not there yet'}")
+        raise UserError(f"{items[0].key} has no test: {items[0].no_code_because or 'not there yet'}")
     if importlib.util.find_spec("pytest") is None:
         raise UserError("pytest is not installed; expected `pip install -e '.[test]'`")
     names = dict.fromkeys(f"{place.path}::{place.name.replace('.', '::')}" for place in tests)
     return subprocess.run([sys.executable, "-m", "pytest", "-m", "slow or not slow", *names], cwd=index.root).returncode
-
-
-def _pages():
-    for name in "pygments", "latex2mathml":
-        if importlib.util.find_spec(name) is None:
-            raise UserError(f"{name} is not installed; expected `pip install 'minddpm[docs]'`")
-    from minddpm.readalong import pages
-    return pages

@@ -82,21 +82,20 @@ def stage(net: Net, p, j, x, temb, dropout_key):
 
     x (B,H,W,C), temb (B,E) -> h (B,H,W,N).  Back: dh -> dx, dtemb, and a list of the gradients of the blocks that it has.
     """
-    r, resblock_back = net.policy(resblock, net, p["resnets"][j], x, temb, dropout_key)
-    if j >= len(p.get("attentions", [])):
-        def stage_back(dr):
-            dx, dtemb, dresnet = resblock_back(dr)
-            return dx, dtemb, [dresnet]
+    h, resblock_back = net.policy(resblock, net, p["resnets"][j], x, temb, dropout_key)
+    has_attention = j < len(p.get("attentions", []))
+    if has_attention:
+        h, attention_back = net.policy(attention_block, net, p["attentions"][j], h)
 
-        return r, stage_back
-    h, attention_back = net.policy(attention_block, net, p["attentions"][j], r)
+    def stage_back(dh):
+        dattentions = []
+        if has_attention:
+            dh, dattention = attention_back(dh)
+            dattentions = [dattention]
+        dx, dtemb, dresnet = resblock_back(dh)
+        return dx, dtemb, [dresnet, *dattentions]
 
-    def stage_with_attention_back(dh):
-        dr, dattention = attention_back(dh)
-        dx, dtemb, dresnet = resblock_back(dr)
-        return dx, dtemb, [dresnet, dattention]
-
-    return h, stage_with_attention_back
+    return h, stage_back
 
 
 def down_block(net: Net, p, x, temb, dropout_keys):

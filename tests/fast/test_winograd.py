@@ -1,14 +1,13 @@
-"""layers/winograd.py and the plan table against the plain convolution, their oracle, and against the definition of F(m, 3)."""
+"""fast/winograd.py against the plain convolution, its oracle, and the definition of F(m, 3); the network with fast layers."""
 
 import numpy as np
 import pytest
 from gradcheck import GradientError, check_gradient, random_parameters, read_only
 
 from minddpm import tree
-from minddpm.fast import ops as plan
-from minddpm.fast import winograd
-from minddpm.fast.ops import conv2d, prepare
+from minddpm.fast import ops, ops_for, winograd
 from minddpm.unet import UNetConfig, init, parameters, unet
+from minddpm.unet.layers import conv2d
 
 SHAPES = [(2, 4, 4, 3, 5), (1, 8, 8, 4, 2), (3, 7, 7, 2, 3), (2, 14, 14, 3, 3), (1, 5, 9, 2, 4), (1, 1, 1, 2, 2),
           (5, 6, 10, 1, 1)]
@@ -22,8 +21,8 @@ def draw(shape, dtype=np.float64, seed=0):
     return tuple(tree.map(lambda a: a.astype(dtype), value) for value in (p, x, dy))
 
 
-def fast(p, m):
-    return p | {"winograd": winograd.transform(p["weight"], m)}
+def fast(p, x, m):
+    return winograd.winograd(p, x, winograd.transform(p["weight"], m))
 
 
 def relative(a, b):
@@ -47,7 +46,7 @@ def test_equals_the_plain_layer_in_float64(monkeypatch, shape, block, m):
     monkeypatch.setattr(winograd, "BLOCK", block)
     monkeypatch.setattr(winograd, "TILES", 0)
     p, x, dy = draw(shape)
-    (y, back), (y_plain, back_plain) = winograd.winograd(fast(p, m), x), conv2d(p, x)
+    (y, back), (y_plain, back_plain) = fast(p, x, m), conv2d(p, x)
     assert relative(y, y_plain) < 1e-12
     (dx, dp), (dx_plain, dp_plain) = back(dy), back_plain(dy)
     assert relative(dx, dx_plain) < 1e-12 and dp.keys() == dp_plain.keys()
@@ -60,7 +59,7 @@ def test_a_remainder_block_is_not_lost(monkeypatch):
     p, x, dy = draw((5, 4, 4, 2, 2))
     monkeypatch.setattr(winograd, "BLOCK", 4)                   # one tile an image, 2 channels
     monkeypatch.setattr(winograd, "TILES", 0)
-    assert relative(winograd.winograd(fast(p, 4), x)[0], conv2d(p, x)[0]) < 1e-12
+    assert relative(fast(p, x, 4)[0], conv2d(p, x)[0]) < 1e-12
 
 
 @pytest.mark.parametrize("m", [2, 4])
@@ -73,7 +72,7 @@ def test_float32_error_within_ten_times_the_plain_layers(shape, m):
     single = lambda a: a.astype(np.float32)  # noqa: E731
     p, x, dy = tree.map(single, p), single(x), single(dy)
     errors = []
-    for y, back in (conv2d(p, x), winograd.winograd(fast(p, m), x)):
+    for y, back in (conv2d(p, x), fast(p, x, m)):
         found = (y, *_gradients(back(dy)))
         assert all(a.dtype == np.float32 for a in found)
         errors.append([np.sqrt(np.mean((a - e) ** 2)) / e.std() for a, e in zip(found, exact, strict=True)])
@@ -91,7 +90,7 @@ def _gradients(result):
 @pytest.mark.parametrize("shape", [(2, 4, 4, 2, 3), (1, 5, 3, 2, 2)], ids=str)
 def test_gradient(shape, m):
     p, x, _ = draw(shape)
-    check_gradient(lambda p, x: winograd.winograd(fast(p, m), x), p, x, name=f"F({m}x{m})")
+    check_gradient(lambda p, x: fast(p, x, m), p, x, name=f"F({m}x{m})")
 
 
 @pytest.mark.parametrize("matrix", [0, 1, 2], ids=["AT", "G", "BT"])
@@ -101,12 +100,12 @@ def test_a_planted_fault_in_one_matrix_is_found(monkeypatch, matrix):
     faulty = [a.copy() for a in winograd.matrices(4)]
     faulty[matrix][1, 1] *= 1.001
     monkeypatch.setattr(winograd, "_twice", lambda m, dtype: [np.kron(a, a) for a in faulty])
-    assert relative(winograd.winograd(fast(p, 4), x)[0], conv2d(p, x)[0]) > 1e-6
+    assert relative(fast(p, x, 4)[0], conv2d(p, x)[0]) > 1e-6
 
 
 def test_a_planted_fault_in_the_gradient_is_found():
     def faulty(p, x):
-        y, back = winograd.winograd(fast(p, 4), x)
+        y, back = fast(p, x, 4)
 
         def faulty_back(dy):
             dx, dp = back(dy)
@@ -121,14 +120,14 @@ def test_a_planted_fault_in_the_gradient_is_found():
 
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("size, widths", [(16, (16, 32, 32)), (28, (16, 16)), (20, (16, 16, 16))], ids=str)
-def test_the_whole_network_is_the_same_with_prepared_weights(size, widths, training):
+def test_the_whole_network_is_the_same_with_fast_layers(size, widths, training):
     cfg = UNetConfig(size, 1, widths, blocks=1, attention=(1,), groups=4)
     p = random_parameters(tree.map(lambda d: d.shape, parameters(cfg)), seed=5)
     rng = np.random.default_rng(6)
     x, t = read_only(rng.standard_normal((2, size, size, 1))), [3, 900]
-    ready = prepare(p, size, training=training)
-    assert sum("winograd" in name for name in tree.flatten(ready)) > len(widths)
-    (y, back), (y_plain, back_plain) = unet(cfg, ready, x, t), unet(cfg, p, x, t)
+    fast_layers = ops_for(p, size, training)
+    assert len(fast_layers._transformed) > len(widths)
+    (y, back), (y_plain, back_plain) = unet(cfg, p, x, t, ops=fast_layers), unet(cfg, p, x, t)
     assert relative(y, y_plain) < 1e-12
     (dx, dp), (dx_plain, dp_plain) = back(y_plain), back_plain(y_plain)
     assert relative(dx, dx_plain) < 1e-11
@@ -141,26 +140,22 @@ def test_the_whole_network_is_the_same_with_prepared_weights(size, widths, train
             assert relative(found[name], expected[name]) < 1e-10, name
 
 
-@pytest.mark.parametrize("width, more", [
-    (32, {"winograd", "winograd_transposed", "keep_points"}), (128, {"winograd", "winograd_transposed"}), (256, {"winograd"})])
-def test_narrow_convolutions_are_prepared_for_their_gradient(width, more):
-    cfg = UNetConfig(16, 1, (width,), blocks=1, attention=(), groups=4)
-    p = tree.map(lambda d: np.ones(d.shape, np.float32), parameters(cfg))
-    for training, expected in (True, more), (False, {"winograd"}):
-        conv = prepare(p, 16, training=training)["mid_block"]["resnets"][0]["conv1"]
-        assert conv.keys() - {"weight", "bias"} == expected
-    if "winograd_transposed" in more:
-        conv["weight"] = draw((1, 1, 1, width, width))[0]["weight"]
-        U, Ut = winograd.transform_both(conv["weight"], 4)
-        np.testing.assert_array_equal(U, winograd.transform(conv["weight"], 4))
+@pytest.mark.parametrize("width, stored", [(32, ["points", "transpose"]), (128, ["transpose"]), (256, [])])
+def test_narrow_convolutions_store_more_for_their_gradient(width, stored):
+    w = draw((1, 1, 1, width, width))[0]["weight"]
+    for training in False, True:
+        m, U, Ut, keep_points = winograd.transform(w, 4, training)
+        assert m == 4 and keep_points == (training and "points" in stored)
+        assert np.shares_memory(U, Ut) == (not training or not stored)
+        np.testing.assert_array_equal(U, winograd.transform(w, 4).U)
         np.testing.assert_array_equal(Ut, U.swapaxes(1, 2))
 
 
-def test_the_transpose_is_what_the_gradient_uses():
-    """A transpose that is wrong is seen in dx alone."""
+def test_the_gradient_uses_the_transpose():
+    """A transpose that is wrong changes dx alone."""
     p, x, dy = draw((1, 8, 8, 4, 2))
-    U, Ut = winograd.transform_both(p["weight"], 4)
-    backs = (winograd.winograd(p | {"winograd": U, "winograd_transposed": k * Ut}, x)[1] for k in (1, 2))
+    right = winograd.transform(p["weight"], 4)
+    backs = (winograd.winograd(p, x, right._replace(Ut=k * right.Ut))[1] for k in (1, 2))
     (dx, dp), (dx_twice, dp_twice) = (back(dy) for back in backs)
     np.testing.assert_allclose(dx_twice, 2 * dx, rtol=1e-12, atol=1e-12)
     np.testing.assert_array_equal(dp_twice["weight"], dp["weight"])
@@ -173,15 +168,14 @@ def test_what_is_multiplied_together_does_not_lie_at_multiples_of_4096_bytes():
         assert V.shape == (36, T, C) and V.strides[0] % 4096 and V[0].flags.c_contiguous
 
 
-def test_preparing_leaves_the_parameters_as_they_were():
-    cfg = UNetConfig.tiny()
-    p = init(cfg, 0)
-    names = list(tree.flatten(p))
-    prepare(p, cfg.image_size)
-    assert list(tree.flatten(p)) == names
+def test_fast_layers_leave_the_parameters_as_they_were():
+    p = init(UNetConfig.tiny(), 0)
+    before = tree.flatten(tree.map(np.copy, p))
+    ops_for(p, 8, training=True)
+    assert list(tree.flatten(p)) == list(before) and all(np.array_equal(a, before[name]) for name, a in tree.flatten(p).items())
 
 
-def test_the_plan_leaves_thin_and_small_convolutions_plain():
-    assert plan.tile_size(32, 3, 128) == plan.tile_size(32, 128, 3) == plan.tile_size(4, 256, 256) == 0
-    assert plan.tile_size(8, 256, 256) == plan.tile_size(8, 64, 256) == 2
-    assert plan.tile_size(16, 32, 32) == plan.tile_size(16, 256, 256) == plan.tile_size(4, 64, 64) == 4
+def test_the_table_leaves_narrow_and_small_convolutions_plain():
+    assert ops.tile_size(32, 3, 128) == ops.tile_size(32, 128, 3) == ops.tile_size(4, 256, 256) == 0
+    assert ops.tile_size(8, 256, 256) == ops.tile_size(8, 64, 256) == 2
+    assert ops.tile_size(16, 32, 32) == ops.tile_size(16, 256, 256) == ops.tile_size(4, 64, 64) == 4

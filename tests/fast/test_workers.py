@@ -13,10 +13,9 @@ import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from minddpm.errors import UserError
-from minddpm.fast import matmul as products
-from minddpm.fast.helper import helper
-from minddpm.fast.workers import BLOCK, Workers
-from minddpm.sample import in_parallel
+from minddpm.fast import adam, matmul
+from minddpm.fast.matmul import spare_thread
+from minddpm.fast.workers import Workers, parallel
 
 PATIENCE = 10   # seconds until a test that waits for another thread fails instead of hanging
 
@@ -254,64 +253,68 @@ def test_where_threads_may_not_be_placed_they_work_all_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-def test_a_helped_function_can_ask_an_idle_thread_and_no_other_function_can(threads):
+def test_a_helping_function_can_ask_an_idle_thread_and_no_other_function_can(threads):
     def who(_):
-        help = helper.get()
+        help = spare_thread.get()
         return help and (threading.get_ident(), help(threading.get_ident).result(PATIENCE))
 
     with Workers(threads) as workers:
-        [found] = workers.map(workers.helped(who), [0])
+        [found] = workers.map(workers.helping(who), [0])
         meeting = threading.Barrier(threads, timeout=PATIENCE)
-        assert list(workers.map(lambda _: (meeting.wait(), helper.get())[1], range(threads))) == [None] * threads
-    assert helper.get() is None
+        assert list(workers.map(lambda _: (meeting.wait(), spare_thread.get())[1], range(threads))) == [None] * threads
+    assert spare_thread.get() is None
     assert found is None if threads == 1 else len({*found, threading.get_ident()}) == 3
 
 
-def test_a_helped_function_that_fails_leaves_no_helper_behind():
+def test_a_helping_function_that_fails_leaves_no_spare_thread_behind():
     def fail(_):
         raise ValueError("no")
 
     with Workers(1) as workers:
         with pytest.raises(ValueError, match="no"):
-            list(workers.map(workers.helped(fail), [0]))
-        assert helper.get() is None
+            list(workers.map(workers.helping(fail), [0]))
+        assert spare_thread.get() is None
 
 
-@pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("size", [1, BLOCK - 1, BLOCK, BLOCK + 1, 3 * BLOCK + 5])
-def test_each_reaches_every_number_in_blocks_that_fit_the_cache(threads, size):
-    a = {"x": [np.zeros(size), np.zeros((2, 3))]}
-    b = {"x": [np.arange(size, dtype=float), np.ones((2, 3))]}
-    sizes = []
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_for_each_leaf_reaches_every_leaf_once(threads):
+    a, b = ({"x": [np.full(7, k), np.full((2, 3), k)], "y": np.full(1, k)} for k in (0.0, 1.0))
 
     def write(x, y):
-        sizes.append(x.size)
         np.add(x, y + 1, out=x)
 
     with Workers(threads) as workers:
-        workers.each(write, a, b)
-    assert all((u == v + 1).all() for u, v in zip(a["x"], b["x"], strict=True)) and max(sizes) <= BLOCK
+        workers.for_each_leaf(write, a, b)
+    assert all((x == 2).all() for x in (*a["x"], a["y"]))
+
+
+@pytest.mark.parametrize("size", [1, adam.BLOCK - 1, adam.BLOCK, adam.BLOCK + 1, 3 * adam.BLOCK + 5])
+def test_adam_goes_over_every_number_in_blocks_that_fit_the_cache(size):
+    blocks = adam._blocks(np.arange(size), np.arange(size) + 1)
+    assert all(a.size == b.size <= adam.BLOCK for a, b in blocks)
+    np.testing.assert_array_equal(np.concatenate([a for a, _ in blocks]), np.arange(size))
+    np.testing.assert_array_equal(np.concatenate([b for _, b in blocks]), np.arange(size) + 1)
 
 
 @pytest.mark.parametrize("B, asked", [(1, True), (2, False)])
-def test_a_single_image_has_a_helper(B, asked):
+def test_a_single_image_has_a_spare_thread(B, asked):
     with Workers(2) as workers:
-        network = in_parallel(lambda x, t: np.full_like(x, helper.get() is not None), workers)
+        network = parallel(lambda x, t: np.full_like(x, spare_thread.get() is not None), workers)
         assert (network(np.zeros((B, 2, 2, 1)), 5) == asked).all()
 
 
 def test_two_callers_that_help_each_other_do_not_wait_for_ever(monkeypatch):
     """Both threads of one pool ask for help at the same time, and there is nobody."""
-    monkeypatch.setattr(products, "LARGE", 0)
+    monkeypatch.setattr(matmul, "MIN_WEIGHTS_TO_SPLIT", 0)
     meeting = threading.Barrier(2, timeout=PATIENCE)
     a, b = np.ones((2, 3, 4)), np.ones((2, 4, 5))
 
     def multiply(_):
         meeting.wait()
         out = np.zeros((2, 3, 5))
-        products.batch_times(a, b, out)
+        matmul.matmul_batched(a, b, out)
         return out
 
     with Workers(2) as workers:
-        found = list(workers.map(workers.helped(multiply), range(2)))
+        found = list(workers.map(workers.helping(multiply), range(2)))
     assert all((out == 4).all() for out in found)

@@ -1,19 +1,13 @@
-"""layers/: each forward pass against its scalar-loop twin, each gradient by projection."""
+"""unet/layers: each forward pass against its scalar-loop twin, each gradient by projection."""
 
 import math
-from unittest import mock
 
 import numpy as np
 import pytest
 import twins
 from gradcheck import Case, check_gradient, random_parameters, read_only
 
-from minddpm.fast import ops as layers
-from minddpm.fast.matmul import linear_in_pieces
-from minddpm.fast.narrow_conv import thin_conv2d
-from minddpm.fast.norm_swish import fused_norm_swish
-from minddpm.fast.ops import plain_norm_swish
-from minddpm.fast.winograd import transform, winograd, winograd_shifted
+from minddpm.unet import layers
 
 SEEDS = [3, 2**64 - 1]                  # dropout: one for each of two images
 
@@ -36,40 +30,14 @@ def norm(c):
 
 LINEAR, CONV = "minddpm.unet.layers.linear", "minddpm.unet.layers.conv"
 NORM, SWISH = "minddpm.unet.layers.norm", "minddpm.unet.layers.swish"
-PLAN, WINOGRAD, NORM_SWISH = "minddpm.fast.ops", "minddpm.fast.winograd", "minddpm.fast.norm_swish"
-PRODUCTS, THIN = "minddpm.fast.matmul", "minddpm.fast.narrow_conv"
 ATTENTION, UPSAMPLE, DROPOUT = "minddpm.unet.layers.attention", "minddpm.unet.layers.upsample", "minddpm.unet.layers.dropout"
-
-
-def image_by_image(w, p, x):
-    """Winograd's convolution with so small a limit that every image is a block of its own."""
-    with mock.patch.multiple(w, create=True, BLOCK=1, TILES=0):
-        return w.winograd(p, x)
-
 
 CASES = {
     "linear":                Case(LINEAR, lambda m: lambda p, x: m.linear(p, x), (dense(3, 5), draw(4, 3))),
     "linear one row":        Case(LINEAR, lambda m: lambda p, x: m.linear(p, x), (dense(3, 1), draw(1, 3))),
     "linear on pixels":      Case(LINEAR, lambda m: lambda p, x: m.linear(p, x), (dense(4, 2), draw(2, 3, 5, 4))),
-    "conv3x3":               Case(PLAN, lambda m: lambda p, x: m.conv3x3(p, x), (kernel(3, 2, 3), draw(2, 4, 3, 2))),
-    **{f"winograd m={m} {B}x{H}x{W}":
-       Case(WINOGRAD, lambda w, m=m: lambda p, x: w.winograd(p | {"winograd": transform(p["weight"], m)}, x),
-            (kernel(3, 3, 2), draw(B, H, W, 3))) for m in (2, 4) for B, H, W in ((2, 4, 8), (1, 5, 3))},
-    "winograd m=2 keep":
-       Case(WINOGRAD, lambda w: lambda p, x: w.winograd(p | {"winograd": transform(p["weight"], 2)}, x, keep=True),
-            (kernel(3, 3, 2), draw(2, 3, 4, 3))),
-    "winograd m=2 image by image":
-       Case(WINOGRAD, lambda w: lambda p, x: image_by_image(w, p | {"winograd": transform(p["weight"], 2)}, x),
-            (kernel(3, 3, 2), draw(3, 3, 4, 3))),
-    **{f"winograd_shifted m={m}":
-       Case(WINOGRAD, lambda w, m=m: lambda p, x, v: w.winograd_shifted(p | {"winograd": transform(p["weight"], m)}, x, v),
-            (kernel(3, 3, 2), draw(2, 5, 3, 3), draw(2, 2))) for m in (2, 4)},
-    "conv3x3_shifted":       Case(PLAN, lambda m: lambda p, x, v: m.conv3x3_shifted(p, x, v),
+    "conv2d_plus":           Case(CONV, lambda m: lambda p, x, v: m.conv2d_plus(p, x, v),
                                   (kernel(3, 2, 3), draw(2, 4, 3, 2), draw(2, 3))),
-    **{f"thin_conv2d k={k}":
-       Case(THIN, lambda m: lambda p, x: m.thin_conv2d(p, x), (kernel(k, 4, 2), draw(2, 4, 3, 4))) for k in (1, 3, 5)},
-    "linear_in_pieces":      Case(PRODUCTS, lambda m: lambda p, x: m.linear_in_pieces(p, x), (dense(4, 2), draw(2, 3, 5, 4))),
-    "conv1x1":               Case(CONV, lambda m: lambda p, x: m.conv1x1(p, x), (kernel(1, 3, 4), draw(2, 4, 3, 3))),
     **{f"conv2d k={k} stride={stride} {B}x{H}x{W}":
        Case(CONV, lambda m, stride=stride: lambda p, x: m.conv2d(p, x, stride), (kernel(k, 3, 2), draw(B, H, W, 3)))
        for k in (1, 3, 5) for stride, B, H, W in ((1, 2, 4, 4), (1, 1, 5, 3), (1, 1, 1, 1), (2, 2, 4, 6), (2, 1, 2, 2))},
@@ -83,13 +51,7 @@ CASES = {
     "group_norm small x":    Case(NORM, lambda m: lambda p, x: m.group_norm(p, x, 2, eps=1e-2),
                                   (norm(4), draw(2, 3, 3, 4, scale=0.1))),
     "swish":                 Case(SWISH, lambda m: lambda x: m.swish(x), (draw(3, 4, scale=3),)),
-    "norm_swish":            Case(PLAN, lambda m: lambda p, x: m.norm_swish(p, x, 2), (norm(4), draw(2, 3, 3, 4))),
-    "norm_swish plain":      Case(PLAN, lambda m: lambda p, x: m.plain_norm_swish(p, x, 2), (norm(4), draw(2, 3, 3, 4))),
-    **{f"norm_swish fused groups={groups}":
-       Case(NORM_SWISH, lambda m, groups=groups: lambda p, x: m.fused_norm_swish(p, x, groups), (norm(6), draw(3, 3, 5, 6)))
-       for groups in (1, 2, 6)},
-    "norm_swish fused offset 300":
-       Case(NORM_SWISH, lambda m: lambda p, x: m.fused_norm_swish(p, x, 2), (norm(4), draw(2, 3, 3, 4, offset=300))),
+    "norm_swish":            Case(NORM, lambda m: lambda p, x: m.norm_swish(p, x, 2), (norm(4), draw(2, 3, 3, 4))),
     "attention":             Case(ATTENTION, lambda m: lambda q, k, v: m.attention(q, k, v),
                                   (draw(2, 5, 4), draw(2, 5, 4, seed=1), draw(2, 5, 4, seed=2))),
     "attention one image":   Case(ATTENTION, lambda m: lambda q, k, v: m.attention(q, k, v),
@@ -121,19 +83,13 @@ def test_every_layer_has_a_case_and_a_twin():
 
     class Recorder:
         def __getattr__(self, name):
-            if name.isupper():                                              # a constant
-                raise AttributeError(name)
             called.add(name)
-            return fast[name] if name in fast else getattr(layers, name)
-
-    fast = dict(winograd=winograd, winograd_shifted=winograd_shifted, thin_conv2d=thin_conv2d, linear_in_pieces=linear_in_pieces,
-                fused_norm_swish=fused_norm_swish, plain_norm_swish=plain_norm_swish)
+            return getattr(layers, name)
 
     for case in CASES.values():
         case.f(Recorder())(*case.args)
-    no_gradient = {"timestep_embedding", "prepare"}                         # t is data; prepare rewrites weights
-    assert called == set(layers.__all__) - no_gradient | set(fast)
-    assert all(hasattr(twins, name) for name in {*layers.__all__, *fast} - {"prepare"})
+    assert called == set(layers.__all__) - {"timestep_embedding"}           # t is data: it has no gradient
+    assert all(hasattr(twins, name) for name in layers.__all__)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -12,8 +12,8 @@ from test_blocks import SOFTMAX
 
 from minddpm import tree
 from minddpm.objective import l_simple
-from minddpm.unet import UNetConfig, blocks, init, parameters, unet
-from minddpm.unet.recompute import checkpoint, discard, keep
+from minddpm.unet import UNetConfig, init, layers, parameters, unet
+from minddpm.unet.recompute import inference, recompute, store
 
 UNET = "minddpm.unet.network"
 SMALL = UNetConfig(4, 2, widths=(4, 6), blocks=1, attention=(1,), groups=2, dropout=0.3)
@@ -36,10 +36,10 @@ def weights(cfg):
     return random_parameters(tree.unflatten(shapes(cfg)), seed=9)
 
 
-def case(cfg, seeds=None, run=keep):
+def case(cfg, seeds=None, policy=store):
     p = weights(cfg)
     zero = {f"p.{name}": SOFTMAX for name in shapes(cfg) if name.endswith("to_k.bias")}
-    return Case(UNET, lambda m: lambda p, x: m.unet(cfg, p, x, T, seeds, run),
+    return Case(UNET, lambda m: lambda p, x: m.unet(cfg, p, x, T, seeds, policy=policy),
                 (p, draw(2, cfg.image_size, cfg.image_size, cfg.in_channels)), zero)
 
 
@@ -59,7 +59,7 @@ def loss_case(cfg):
 
 
 CASES = {"unet, learned variance": case(LEARNED), "loss of unet": loss_case(SMALL)}
-SLOW = {"unet": case(SMALL), "unet, checkpoint": case(SMALL, SEEDS, checkpoint), "unet, attention up": case(UP_ONLY),
+SLOW = {"unet": case(SMALL), "unet, recompute": case(SMALL, SEEDS, recompute), "unet, attention up": case(UP_ONLY),
         "deep unet": case(DEEP, SEEDS)}
 
 
@@ -95,9 +95,9 @@ def test_forward_equals_its_scalar_loop(cfg):
 def test_memory_policies_agree_bit_for_bit(seeds):
     p, x = case(DEEP).args
     p, x = tree.map(np.float32, p), x.astype(np.float32)
-    eps, back = unet(DEEP, p, x, T, seeds, keep)
-    eps_replayed, replay = unet(DEEP, p, x, T, seeds, checkpoint)
-    eps_only, no_back = unet(DEEP, p, x, T, seeds, discard)
+    eps, back = unet(DEEP, p, x, T, seeds, policy=store)
+    eps_replayed, replay = unet(DEEP, p, x, T, seeds, policy=recompute)
+    eps_only, no_back = unet(DEEP, p, x, T, seeds, policy=inference)
     np.testing.assert_array_equal(eps, eps_replayed)
     np.testing.assert_array_equal(eps, eps_only)
     (dx, dp), (dx_replayed, dp_replayed) = back(np.cos(eps)), replay(np.cos(eps))
@@ -129,8 +129,8 @@ def test_an_images_seed_decides_its_masks_and_no_others():
 
 def test_each_residual_block_has_its_own_mask(monkeypatch):
     seen = []
-    real = blocks.dropout
-    monkeypatch.setattr(blocks, "dropout", lambda x, rate, seeds, number: seen.append(number) or real(x, rate, seeds, number))
+    real = layers.dropout
+    monkeypatch.setattr(layers, "dropout", lambda x, rate, seeds, number: seen.append(number) or real(x, rate, seeds, number))
     p, x = case(DEEP).args
     unet(DEEP, p, x, T, SEEDS)
     assert seen == list(range(3 * 2 + 2 + 3 * 3))                           # down, middle, up: in the order of the network
@@ -140,7 +140,7 @@ def test_the_timestep_reaches_the_output_of_the_presets():
     for cfg in UNetConfig.tiny(), UNetConfig.small():
         p = tree.map(np.float32, weights(cfg))
         x = draw(1, cfg.image_size, cfg.image_size, 1).astype(np.float32)
-        a, b = (unet(cfg, p, x, t, run=discard)[0] for t in (1, 500))
+        a, b = (unet(cfg, p, x, t, policy=inference)[0] for t in (1, 500))
         assert a.shape == x.shape and np.abs(a - b).mean() > 0.01
 
 
@@ -281,7 +281,7 @@ def test_initial_values_depend_on_the_seed_alone():
 def untrained_loss(cfg, B):
     rng = np.random.default_rng(0)
     x, eps = (rng.standard_normal((B, cfg.image_size, cfg.image_size, cfg.in_channels), dtype=np.float32) for _ in range(2))
-    eps_theta, _ = unet(cfg, init(cfg, 0), x, rng.integers(1, 1001, B), run=discard)
+    eps_theta, _ = unet(cfg, init(cfg, 0), x, rng.integers(1, 1001, B), policy=inference)
     assert np.abs(eps_theta).max() < 0.01
     return l_simple(eps, eps_theta)[0].mean()
 

@@ -6,7 +6,7 @@ import numpy as np
 
 
 def timestep_embedding(t, dim, like):
-    """App. B.  t: the paper's t, 1..T, (B,), from either device -> (B, dim) of the dtype and device of `like`.
+    """App. B.  t: the paper's t, 1..T, (B,) -> (B, dim) of the dtype and kind (NumPy's or CuPy's) of `like`.
 
         [ sin((t−1) f_0), …, sin((t−1) f_{h−1}), cos((t−1) f_0), …, cos((t−1) f_{h−1}) ],     f_i = 10000^(−i/(h−1)),  h = dim/2
 

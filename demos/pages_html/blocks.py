@@ -1,10 +1,10 @@
-"""A source file as blocks to read: what is written about a piece of code, and the code without it."""
+"""A source file as blocks to read: docstrings and comments apart from the code that they are about."""
 
 import ast
 import re
 from typing import NamedTuple
 
-from minddpm.readalong.index import Place
+from minddpm.readalong.sources import Place
 
 
 class Block(NamedTuple):
@@ -86,7 +86,7 @@ def _comment_start(lines, lineno):
 
 
 def _above(lines, start, lineno):
-    """What stands in comments between the last block and a line: a heading, a remark; and the first line that is code."""
+    """The comments between the last block and a line: a heading and a remark; and the line itself."""
     heading, remark = "", []
     for line in lines[start - 1:lineno - 1]:
         text = line.strip()
@@ -111,9 +111,9 @@ def _docstring(node):
 
 
 def paragraphs(text):
-    """A docstring or comment -> a list of ("p", text), ("label", text) and ("lines", [lines]): what is set in, kept as lines.
+    """A docstring or comment -> a list of ("p", text), ("label", text) and ("lines", [lines]): indented lines stay lines.
 
-    A paragraph that begins with "Back:" or "Keeps:" is a label's, and what is set in below it goes on with it.
+    A paragraph that begins with "Back:" or "Keeps:" is a label's, and the indented lines below it belong to it.
     """
     parts, margin = [], None
     for line in text.splitlines():
@@ -128,7 +128,7 @@ def paragraphs(text):
         elif kind == "lines" or (line.startswith((">>>", "...")) and not margin):
             parts[-1:] = [("lines", [*last[1], line])] if last[0] == "lines" else [*parts[-1:], ("lines", [line])]
         elif last[0] == "lines" and last[1][0].lstrip().startswith(">>>"):
-            parts[-1] = "lines", [*last[1], line]                   # what a doctest prints
+            parts[-1] = "lines", [*last[1], line]                   # the output of a doctest
         elif last[0] in ("p", "label"):
             parts[-1] = last[0], f"{last[1]} {line.strip()}"
         else:

@@ -1,34 +1,38 @@
-"""The read-along pages: for each source file one page, what is written about the code on the left and the code on the right.
+"""The read-along pages: one for each source file, with docstrings and comments on the left and the code on the right.
 
-Each page is complete in itself: one file of HTML with its style in it, no script, and no address outside the folder.
+Each page is one file of HTML that needs nothing else: its style is in it, it has no script and no link out of the folder.
 """
 
 import html
 import re
 
 from minddpm.errors import UserError
-from minddpm.readalong import blocks, maths, tags
+from minddpm.readalong import tags
 from minddpm.readalong.differences import DIFFERENCES
-from minddpm.readalong.index import FIRST, sources
-from minddpm.readalong.markup import code, formulas, highlighted, page, sentence, where
 from minddpm.readalong.paper import ITEMS
-from minddpm.storage import files
+from minddpm.readalong.plain import plain
+from pages_html import blocks, maths
+from pages_html.markup import code, formulas, highlighted, page, sentence, where
 
 TESTS_SHOWN = 4
+HALF = 85                       # about as many characters of a formula fit into half of a page's width
 LABEL, BOLD = re.compile("(Back|Keeps):"), r"<b>\1:</b>"
 
 
-def write(index, folder):
-    """Write all pages into a folder -> how many.  UserError: it cannot be written to."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"{folder} cannot be written to: {e.strerror}") from e
+def write(index, folder, modules=None):
+    """Write the pages into a folder -> their number.  modules: only so many modules' pages, the first to read.
+
+    UserError: the folder cannot be written to.
+    """
     book = Book(index)
     pages = {"index.html": book.contents(), "differences.html": book.differences()}
-    pages |= {page_of(path): book.module(path) for path in book.order}
-    for name, text in pages.items():
-        files.write(folder / name, text.encode())
+    pages |= {page_of(path): book.module(path) for path in book.order[:modules]}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, text in pages.items():
+            (folder / name).write_text(text, encoding="utf-8")
+    except OSError as e:
+        raise UserError(f"{folder} cannot be written to: {e.strerror}") from e
     return len(pages)
 
 
@@ -38,13 +42,13 @@ def page_of(path):
 
 
 class Book:
-    """All that the pages need to know of each other."""
+    """The pages, and the links between them."""
 
     def __init__(self, index):
         self.index = index
-        self.texts = {path: (index.root / path).read_text(encoding="utf-8") for path in sources(index.root)}
+        self.order = list(index.files)
+        self.texts = {path: (index.root / path).read_text(encoding="utf-8") for path in self.order}
         self.parts = {path: blocks.split(path, text) for path, text in self.texts.items()}
-        self.order = sorted(self.texts, key=_book_order)
         self.keys = {}                                              # {(path, name): the keys that the code there is tagged with}
         for kind in index.code, index.literal:
             for key, places in kind.items():
@@ -104,12 +108,12 @@ class Book:
         return page(path, body, ways)
 
     def block(self, block, lines):
-        """What is written, and beside it the code."""
+        """A block's docstring and comments, and beside them the code."""
         return (f'<section class="row"{_id(block)}>\n<div>{self.left(block)}</div>\n'
                 f"<div>{where(block.place)}{code(lines, block.code)}</div>\n</section>")
 
     def pullback(self, block, lines):
-        """What is written beside the derivation, and under them the forward pass beside its gradient."""
+        """A layer's docstring beside the derivation, and under them the forward pass beside its gradient."""
         back = block.place._replace(line=block.back[0], name=f"{block.place.name}_back")
         wide = "" if block.derivation else ' class="wide"'
         words = f"<div{wide}>{self.left(block)}</div>"
@@ -120,12 +124,12 @@ class Book:
                 f"<div>{where(back, 'gradient')}{code(lines, block.back, narrow=True)}</div>\n</section>")
 
     def left(self, block):
-        """Tags, what is written, the paper's formulas where the words have none, and the proof."""
+        """A block's tags, its comments and docstring, the paper's formulas where the docstring has none, and its tests."""
         name, path = block.place.name, block.place.path
         keys = self.keys.get((path, name), []) if name else []
         own = self.written(block.remark) + self.written(block.doc)
         from_paper = [line for item in ITEMS if item.key in keys for line in _apart(item)] if "<math" not in own else []
-        return (self.tags_of(path, name) if name else "") + own + formulas(from_paper) + self.proof(keys)
+        return (self.tags_of(path, name) if name else "") + own + formulas(from_paper) + self.proof(block.place, keys)
 
     def tags_of(self, path, name):
         """The equations and sections that the code is tagged with, or that a test's name has, as links to the index."""
@@ -135,12 +139,13 @@ class Book:
             keys = [item.key for item in ITEMS if item.token in tokens]
         return _chips(keys) if keys else ""
 
-    def proof(self, keys):
-        """Where the paper's equations, of which `keys` are some, are transcribed and tested."""
-        keys = [key for key in keys if not key.startswith(("Sec.", "App."))]
-        found = [self.link(place) for key in keys for place in self.index.literal[key][:1]]
-        tests = list(dict.fromkeys(place for key in keys for place in self.index.tests[key]))
-        found += [self.link(place) for place in tests[:TESTS_SHOWN]]
+    def proof(self, place, keys):
+        """The transcription and the tests of those of the equations `keys` for which this is the first place to look."""
+        code, literal = self.index.code, self.index.literal
+        keys = [key for key in keys if not key.startswith(("Sec.", "App.")) and place in (*code[key][:1], *literal[key][:1])]
+        found = [self.link(other) for key in keys for other in literal[key][:1] if other != place]
+        tests = list(dict.fromkeys(test for key in keys for test in self.index.tests[key]))
+        found += [self.link(test) for test in tests[:TESTS_SHOWN]]
         if len(tests) > TESTS_SHOWN:
             found.append(f'<a href="{_item_href(keys[0])}">and {len(tests) - TESTS_SHOWN} more tests</a>')
         return f'<ul class="proof">{"".join(f"<li>{line}</li>" for line in found)}</ul>' if found else ""
@@ -164,17 +169,19 @@ class Book:
         """The page to begin with: the paper from Eq. (1) on, and the files in reading order."""
         body = ["<h1>minddpm, beside the paper</h1>",
                 '<p class="lead">Ho, Jain and Abbeel, <i>Denoising Diffusion Probabilistic Models</i> (2020), arXiv 2006.11239: '
-                "each equation, algorithm, table and figure, the code that computes it, and the tests that prove it.  "
+                "each equation, algorithm, table and figure, the code that computes it, and its tests.  "
                 '<a href="differences.html">Where the paper and its released code differ</a> is a page of its own, and '
                 '<a href="#files">each file</a> has one.</p>',
                 _chips(item.key for item in ITEMS)]
         for item in ITEMS:
-            section = item.section if item.section.startswith("App") else f"Sec. {item.section}"
-            body.append(f'<section class="row half" id="{item.token}">\n<div><h3>{item.key}&ensp;{sentence(item.meaning)}'
-                        + (f' <span class="label">{section}</span>' if item.section else "")
-                        + f"</h3>{formulas(_apart(item))}"
-                        + (f"<p>No code of its own: {self.prose(item.why_not)}.</p>" if item.why_not else "")
-                        + f"</div>\n<div>{self.links_of(item)}</div>\n</section>")
+            label = f' <span class="label">{item.where}</span>' if item.where else ""
+            reason = f"<p>No code of its own: {self.prose(item.no_code_because)}.</p>" if item.no_code_because else ""
+            words = f"<h3>{item.key}&ensp;{sentence(item.meaning)}{label}</h3>{formulas(_apart(item))}"
+            if any(len(plain(part)) > HALF for line in _apart(item) for part in line):
+                left = f'<div class="wide">{words}</div>\n<div>{reason}</div>'
+            else:
+                left = f"<div>{words}{reason}</div>"
+            body.append(f'<section class="row half" id="{item.token}">\n{left}\n<div>{self.links_of(item)}</div>\n</section>')
         rows = [f'<li><a href="{page_of(path)}">{path}</a> <span>{len(self.texts[path].splitlines())} lines</span></li>'
                 for path in self.order]
         return page("minddpm, beside the paper", [*body, '<h2 id="files">Files, in reading order</h2>',
@@ -193,13 +200,13 @@ class Book:
         """Paper vs. released code."""
         body = ["<h1>Paper vs. released code</h1>",
                 '<p class="lead">Where the paper and hojonathanho/diffusion at 1e0dceb differ, '
-                "what minddpm does unless told otherwise, and the test that shows the difference.</p>"]
+                "the behaviour of minddpm, and the test that shows the difference.</p>"]
         for d in DIFFERENCES:
             test = self.link(self.index.named[d.test]) if d.test in self.index.named else html.escape(d.test)
             rows = ("the paper", self.prose(d.paper)), ("the released code", self.prose(d.code)), (
-                "minddpm", self.prose(d.default)), ("the other", self.prose(d.other)), ("shown by", test)
+                "minddpm", self.prose(d.default)), ("to get the other", self.prose(d.other)), ("shown by", test)
             cells = "".join(f"<dt>{name}</dt><dd>{text}</dd>" for name, text in rows)
-            body.append(f"<h2>{self.prose(d.what)}</h2><dl>{cells}</dl>")
+            body.append(f"<h2>{self.prose(d.subject)}</h2><dl>{cells}</dl>")
         return page("Paper vs. released code", body)
 
 
@@ -222,10 +229,3 @@ def _known(key):
 
 def _id(block):
     return f' id="{block.place.name}"' if block.place.name else ""
-
-
-def _book_order(path):
-    """The method, then the rest of the package, then demos and tests."""
-    folder, _, module = path.partition("/")
-    rank = next((k for k, name in enumerate(FIRST) if folder == "minddpm" and module.startswith(name)), len(FIRST))
-    return ("minddpm", "demos", "tests").index(folder), rank, path

@@ -3,16 +3,16 @@
 import html
 import re
 from functools import cache
-from importlib import resources
+from pathlib import Path
 
 from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from minddpm.readalong import maths
+from pages_html import maths
 
-# x_t, μ_θ, L_{t−1}, ∏_{i=1}^D, e^{−d}, (…)^(−½): one letter or sign with what hangs on it, in the middle of a sentence
-SUBSCRIPT = re.compile(r"(?<!\w)(?<!\w\.)([^\W\d_][\u0302-\u0304]?|[∏∫])_(\{[^}]*\}|[A-Za-z]{3,}(?![\w(])|"
+# x_t, dx_t, μ_θ, L_{t−1}, ∏_{i=1}^D, e^{−d}, (…)^(−½): a letter or sign with its sub- and superscripts, in a sentence
+SUBSCRIPT = re.compile(r"(?<!\w)(?<!\w\.)(d?[^\W\d_][\u0302-\u0304]?|[∏∫])_(\{[^}]*\}|[A-Za-z]{3,}(?![\w(])|"
                        r"[A-Za-z0-9\u0370-\u03ff]{1,2}(?![A-Za-z_]))(?:\^(\{[^}]*\}|[A-Za-z0-9]))?")
 SUPERSCRIPT = re.compile(r"\^(?:\{([^{}]*)\}|\(([^()]*)\))")
 MARKED = re.compile("([^\\W\\d_])([\u0302-\u0304])")           # β̃: many a font draws the mark into the letter
@@ -22,7 +22,7 @@ MARKS = {"\u0302": "^", "\u0303": "~", "\u0304": "¯"}
 @cache
 def style():
     """The pages' style sheet."""
-    return resources.files("minddpm.readalong").joinpath("style.css").read_text(encoding="utf-8")
+    return Path(__file__).with_name("style.css").read_text(encoding="utf-8")
 
 
 def page(title, body, ways=()):
@@ -46,7 +46,7 @@ def code(lines, numbers, narrow=False):
     shown = []
     for line in (lines[number - 1] for number in numbers):
         blank_after = not shown or not _bare(shown[-1]).strip() or _bare(shown[-1]).rstrip().endswith(":")
-        if _bare(line).strip() or not blank_after:                  # what stood between blank lines is elsewhere
+        if _bare(line).strip() or not blank_after:                  # the text between blank lines is elsewhere
             beside = narrow and not _bare(line).lstrip().startswith("#")
             shown.append(re.sub(r" {3,}((?:</span>)?<span class=\"c1\">)", r"  \1", line) if beside else line)
     while shown and not _bare(shown[-1]).strip():

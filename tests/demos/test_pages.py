@@ -2,11 +2,13 @@
 
 import ast
 import html
+import importlib
 import json
 import os
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from html.parser import HTMLParser
 from pathlib import Path
@@ -14,14 +16,17 @@ from pathlib import Path
 import pytest
 
 from minddpm.errors import UserError
-from minddpm.readalong import blocks, show
-
-pytest.importorskip("latex2mathml", reason="pip install -e '.[docs]'")
-pytest.importorskip("pygments", reason="pip install -e '.[docs]'")
-from minddpm.readalong import index as reading  # noqa: E402
-from minddpm.readalong import markup, maths, pages  # noqa: E402
+from minddpm.readalong.index import build
+from minddpm.readalong.paper import ITEMS
+from minddpm.readalong.sources import functions, paths
 
 ROOT = Path(__file__).resolve().parents[2]
+pytest.importorskip("latex2mathml", reason="pip install -e '.[docs]'")
+pytest.importorskip("pygments", reason="pip install -e '.[docs]'")
+sys.path.insert(0, str(ROOT / "demos"))
+from pages_html import blocks, markup, maths  # noqa: E402
+from pages_html import book as pages  # noqa: E402
+
 VOID = {"meta", "br", "wbr", "link", "img", "hr", "mspace"}
 
 
@@ -70,7 +75,7 @@ class Page(HTMLParser):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pages")
-    pages.write(reading.build(ROOT), folder)
+    pages.write(build(ROOT), folder)
     return folder
 
 
@@ -83,7 +88,7 @@ def book(folder):
 
 
 def test_there_is_a_page_for_each_file_an_index_and_the_differences(book):
-    assert set(book) == {"index.html", "differences.html", *map(pages.page_of, reading.sources(ROOT))}
+    assert set(book) == {"index.html", "differences.html", *map(pages.page_of, paths(ROOT))}
 
 
 def test_pages_are_well_formed(book):
@@ -124,11 +129,11 @@ def test_no_raw_tex(book):
 
 def test_all_code_is_shown_once_and_nothing_else(book):
     """The lines of each file that are neither docstring nor comment nor blank, in their order but for pullbacks."""
-    for path in reading.sources(ROOT):
+    for path in paths(ROOT):
         text = (ROOT / path).read_text(encoding="utf-8")
         module = ast.parse(text)
         docs, inner = set(), set()
-        for place, node in {None: module, **reading.functions(path, module)}.items():
+        for place, node in {None: module, **functions(path, module)}.items():
             if ast.get_docstring(node):
                 docs |= set(range(node.body[0].lineno, node.body[0].end_lineno + 1))
             if place and "." in place.name and place.name.rpartition(".")[0] in functions_of(module):
@@ -143,7 +148,7 @@ def test_all_code_is_shown_once_and_nothing_else(book):
 
 def functions_of(module):
     """The names of the functions of a file, not of its classes."""
-    return {place.name for place, node in reading.functions("", module).items() if isinstance(node, ast.FunctionDef)}
+    return {place.name for place, node in functions("", module).items() if isinstance(node, ast.FunctionDef)}
 
 
 def counted(lines):
@@ -174,7 +179,9 @@ def test_every_public_function_has_its_words_beside_it(folder):
 
 
 def test_layers_have_the_gradient_beside_the_forward_pass(folder):
-    for path in (ROOT / "minddpm" / "layers").glob("*.py"):
+    layers = sorted((ROOT / "minddpm" / "unet" / "layers").glob("*.py"))
+    assert len(layers) > 5
+    for path in layers:
         text = path.read_text()
         backs = re.findall(r"^    def (\w+_back)\(", text, re.MULTILINE)
         page = (folder / f"minddpm.unet.layers.{path.stem}.html").read_text()
@@ -189,12 +196,28 @@ def test_layers_have_the_gradient_beside_the_forward_pass(folder):
 def test_the_index_has_every_item_with_formula_and_links(book, folder):
     page = book["index.html"]
     text = (folder / "index.html").read_text()
-    for item in pages.ITEMS:
+    for item in ITEMS:
         assert item.token in page.ids
     for k in range(1, 27):
         section = text[text.index(f'id="eq{k:02}"'):]
         assert "<math" in section[:section.index("</section>")]
     assert len(page.links) > 500
+
+
+def test_an_algorithms_tests_stand_beside_its_first_function_only(folder):
+    index = build(ROOT)
+    for key in "Alg. 1", "Alg. 2":
+        first = index.code[key][0]
+        page = (folder / pages.page_of(first.path)).read_text()
+        link = f'href="{pages.Book(index).href(index.tests[key][0])}"'
+        section = page[page.index(f'id="{first.name}"'):]
+        assert page.count(link) == section[:section.index("</section>")].count(link) == 1, key
+
+
+def test_a_formula_that_is_wider_than_half_a_page_has_a_row_of_its_own(folder):
+    text = (folder / "index.html").read_text()
+    wide = {key for key in ("eq07", "eq12", "eq26") if f'id="{key}">\n<div class="wide">' in text}
+    assert wide == {"eq26"}
 
 
 # ---- its parts ------------------------------------------------------------------------------------------------------------
@@ -206,7 +229,7 @@ def test_the_index_has_every_item_with_formula_and_links(book, folder):
     ("dW = Pᵀ dy", r"d W = P^{T} d y"), ("e^−x", "e^{-x}"), ("Σ_{t>1} L_{t−1}", r"\sum _{t>1} L_{t-1}"),
     ("S_ij / Σ_j exp S_ij", r"S_{ij} / \sum _{j} \exp  S_{ij}"), ("10000^(−i/(h−1))", "10000^{-i/(h-1)}"),
     ("x = 0 outside", r"x = 0 \text{ outside }"), ("log_var = log β_t", r"\text{log_var} = \log  \beta _{t}"),
-    ("a ≠ b", r"a \ne  b"), ("x ☃ y", None), ("(a", None),
+    ("a ≠ b", r"a \ne  b"), ("∇_θ 1/B", r"\nabla _{\theta }\, 1/B"), ("x ☃ y", None), ("(a", None),
 ])
 def test_unicode_formulas_become_latex(line, tex):
     found = maths.tex(line)
@@ -223,6 +246,14 @@ def test_unicode_formulas_become_latex(line, tex):
 ])
 def test_what_is_a_formula(line, formula):
     assert maths.is_formula(line) is formula
+
+
+@pytest.mark.parametrize("text, shown", [
+    ("where dP_j is", "where dP<sub>j</sub> is"), ("x_t and L_{t−1}", "x<sub>t</sub> and L<sub>t−1</sub>"),
+    ("adP_j, x.y_t", "adP_j, x.y_t"), ("e^{−d}", "e<sup>−d</sup>"),
+])
+def test_letters_with_subscripts_in_a_sentence(text, shown):
+    assert markup.sentence(text) == shown
 
 
 def test_paragraphs():
@@ -254,25 +285,40 @@ def test_long_code_lines_hang_and_blocks_move_to_the_left():
     assert 'style="--i:4"><span class="in">    <' in text and 'style="--i:0"' in text
 
 
+# ---- the program ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def program():
+    return importlib.import_module("pages")
+
+
+def test_smoke_writes_the_first_pages(program, tmp_path, capsys):
+    program.main([str(tmp_path / "pages"), "--smoke"])
+    assert {"index.html", "differences.html", "minddpm.diffusion.html"} < {path.name for path in (tmp_path / "pages").iterdir()}
+    assert capsys.readouterr().out == f"wrote 5 pages; begin with {tmp_path / 'pages' / 'index.html'}\n"
+
+
 @pytest.mark.parametrize("missing", ["pygments", "latex2mathml"])
-def test_what_is_not_installed_is_named(monkeypatch, tmp_path, missing):
-    find = show.importlib.util.find_spec
-    monkeypatch.setattr(show.importlib.util, "find_spec", lambda name: None if name == missing else find(name))
-    with pytest.raises(UserError, match=rf"{missing} is not installed; expected `pip install 'minddpm\[docs\]'`"):
-        show.command(html=tmp_path / "pages")
+def test_what_is_not_installed_is_named(monkeypatch, program, tmp_path, missing):
+    for name in [name for name in sys.modules if name.split(".")[0] in ("pages_html", missing)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(UserError, match=rf"{missing}\S* is not installed; expected `pip install -e '\.\[docs\]'`"):
+        program.main([str(tmp_path / "pages")])
     assert not (tmp_path / "pages").exists()
 
 
-def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(program, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        show.command(html=tmp_path / "file")
+        program.main([str(tmp_path / "file"), "--smoke"])
 
 
 # ---- in a browser ---------------------------------------------------------------------------------------------------------
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# For each page in a frame of the given width: what is wider than the frame, what is too small or too faint to read.
+# For each page in a frame of the given width: elements wider than the frame, and letters too small or too faint to read.
 CHECK = """
 const linear = v => (v /= 255) <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
 const luminance = c => { const [r, g, b] = c.match(/[\\d.]+/g).map(linear);

@@ -1,4 +1,4 @@
-"""Formulas for a browser: LaTeX to MathML, and the formulas of docstrings, which are plain Unicode, to LaTeX first.
+"""Formulas for a browser: LaTeX to MathML; the formulas of docstrings, which are plain Unicode, to LaTeX first.
 
     μ̃_t = √ᾱ_{t−1} β_t / (1 − ᾱ_t) x_0   ->   \\tilde{\\mu}_t = \\sqrt{\\bar{\\alpha}_{t-1}} \\beta_t / (1 - \\bar{\\alpha}_t) x_0
 """
@@ -22,7 +22,7 @@ ENGLISH = set("all and as at but by clipped each else for from has if in is of o
               "where with within".split())
 OPERATORS = {"log", "exp", "max", "min", "sin", "cos", "tanh"}
 PLAIN = set("=+-*/()[],.:;!<> ")
-# What latex2mathml writes -> what browsers (MathML Core) set well: letters instead of mathvariant, and spaces.
+# The output of latex2mathml -> MathML Core, as browsers have it: letters instead of mathvariant, and spaces.
 FINISH = [(rf'<m([in]) mathvariant="bold(?:-italic)?">{old}</m[in]>', rf"<m\1>{new}</m\1>")
           for old, new in {"&#x003BC;": "𝝁", "&#x003F5;": "𝝐", "&#x003A3;": "𝜮", "0": "𝟎"}.items()]
 FINISH += [(r'<mtext mathvariant="bold">', '<mtext style="font-weight: bold">'),
@@ -61,7 +61,7 @@ class _Reader:
         self.text, self.k = text, 0
 
     def all(self):
-        """The LaTeX of what is left."""
+        """The LaTeX of the rest of the line."""
         parts = []
         while self.k < len(self.text):
             parts.append(self.atom())
@@ -75,7 +75,7 @@ class _Reader:
         return found
 
     def atom(self):
-        """The next symbol, word or bracket with all that hangs on it."""
+        """The next symbol, word or bracket with its marks, sub- and superscripts."""
         if spaces := self.match(" +"):
             return r" \quad " if len(spaces[0]) > 2 else " "
         if self.match("√"):
@@ -97,7 +97,8 @@ class _Reader:
             base = r"\ne "
         else:
             base = character if character in PLAIN else SYMBOLS[character]
-        return self.marked(base) + self.scripts()
+        thin = r"\," if character == "∇" else ""                    # ∇_θ 1/B, not ∇_θ1/B
+        return self.marked(base) + self.scripts() + thin
 
     def word(self, word):
         """A run of letters: one letter, a differential, an operator, words of a sentence, or a name."""
@@ -140,7 +141,7 @@ class _Reader:
         return out
 
     def argument(self):
-        """What a root, _ or ^ is about: {…} or (…) without its brackets, a run of letters and digits, or one symbol."""
+        """The argument of a root, _ or ^: {…} or (…) without its brackets, a run of letters and digits, or one symbol."""
         for opening, closing in ("{", "}"), ("(", ")"):
             if self.text.startswith(opening, self.k):
                 self.k += 1
