@@ -187,7 +187,7 @@ def quality_text(q):
         f"{q['images']} images of each kind, against the training set",
         f"{'':17} {'Fréchet distance':>16}   {'nearest training image':>22}",
         *(f"{names[k]:17} {q['frechet'][k]:16.2f}   {q['nearest_rmse'][k]:22.2f}" for k in names),
-        f"Fréchet distance: in {q['components']} principal components of the pixels in [-1, 1], so it is not the FID; that of the",
+        f"Fréchet distance: in {q['components']} principal components of the pixels in [-1, 1], so no FID; that of the",
         "held-out images is about the least for so few images.  Nearest training image: median of the RMSE on [0, 255].",
         f"Memorised?  {q['copies']} samples are copies of a training image, and {share:.1f} % are nearer to one than 99 % of the",
         "held-out images are."])
