@@ -16,7 +16,7 @@ def gradient_by(workers, policy=store):
     """
     def gradient(objective, cfg, s, params, batch, sigma2="beta", levels=256):
         if is_cuda(params["conv_in"]["weight"]):
-            x0, eps, seeds = (to_device(a, "cuda") for a in (batch.x0, batch.eps, batch.seeds))
+            x0, eps, seeds = (to_device(a, "cuda") for a in (batch.x0, batch.eps, batch.seeds.astype(np.uint64)))
             batch = train.Batch(x0, batch.t, eps, seeds)
         ops, B = ops_for(params, cfg.image_size, training=True, map=workers.map), len(batch.x0)
 
