@@ -1,14 +1,14 @@
-"""Alg. 3, 4, Sec. 4.3.  Held-out digits sent and received for real: every bit counted, beside the bits of Eq. (5).
+"""Alg. 3, 4, Sec. 4.3.  Held-out digits sent and received for real, every bit counted and set beside those of Eq. (5).
 
     python demos/alg3_coding.py [--run runs/digits] [--out alg3_coding.gif] [-n 100] [--first 100] [--steps 12]
 
-1. On 2-D Gaussian data, where the best ε_θ is known and nothing is trained: Eq. (5) against the data's entropy, the bits that
-   were sent against both, and whether every x_t that the receiver has follows q.
-2. On 8x8 digits with the network in --run, trained first if it is not there (about 8 minutes): what each step costs, and a film
-   of what the receiver takes the digits for, Eq. (15), as the bits come in.  The last frame is the digits, bit for bit.
+1. On 2-D Gaussian data, where the best ε_θ is known and nothing is trained: Eq. (5) against the entropy of the data, the bits
+   that were sent against both, and a test whether every x_t that is received follows q.
+2. On 8x8 digits with the network in --run, trained first if it is not there (about 8 minutes): the bits of each step, and a film
+   of the receiver's x̂_0, Eq. (15), as the bits come in.  The last frame shows the digits, bit for bit.
 
-The chain that is coded goes through --steps of the network's times, from --first on: see minddpm/coding.py for why.  A later
---first leaves more to Eq. (13)'s range coder, which has no overhead, and less to see on the way.
+The chain that is coded goes through --steps of the network's times, from --first on; minddpm/coding/progressive.py explains why.
+With a later --first more of x_0 is left to the range coder of Eq. (13), which has no overhead, and the film is shorter.
 """
 
 import math
@@ -20,23 +20,23 @@ import common
 import numpy as np
 from scipy import stats
 
-from minddpm import data, load
+from minddpm import coding, data, load
 from minddpm.app import cli
-from minddpm.app import pictures as images
+from minddpm.app.pictures import grid, save_gif, to_uint8
 from minddpm.app.run import begin, train
-from minddpm.coding import progressive as coding
 from minddpm.diffusion import Schedule, q_posterior
 from minddpm.errors import UserError
+from minddpm.random import rng
 
 RUN = "runs/digits"
 COV = np.array([[0.08, 0.05], [0.05, 0.06]])                # of the 2-D data
-POINTS = 32                                                 # of them that are coded together, as one image
+POINTS = 32                                                 # of the 2-D data, coded together as one image
 SHOWN = 25                                                  # digits in the film
-HOLD = 8                                                    # the last frame, again
+HOLD = 8                                                    # repetitions of the last frame
 
 
 def main(argv=None):
-    """Both parts."""
+    """Run both parts."""
     parser = common.parser(__doc__, "alg3_coding.gif", n=100, smoke_n=4)
     parser.add_argument("--first", type=int, default=100, metavar="T", help="the lowest time of the chain (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=12, metavar="N", help="times of the chain (default: %(default)s)")
@@ -49,28 +49,28 @@ def main(argv=None):
 
 
 def gaussian_data(n, seed):
-    """n times POINTS points of N(0, COV), rounded to 256 levels, sent and received."""
-    s = coding.merge(Schedule.linear(), coding.spread(Schedule.linear(), 5, 8))
-    codec = coding.calibrate(s, best_eps(s), draw(200, seed + 1), 256, clip=False)
-    x0 = draw(n, seed)
+    """Send and receive n times POINTS points of N(0, COV), rounded to 256 levels, and print the report."""
+    s = coding.respaced_schedule(Schedule.linear(), coding.times_even_in_log_snr(Schedule.linear(), 5, 8))
+    codec = coding.calibrate(s, best_eps(s), draw(200, seed, 1), 256, clip=False)
+    x0 = draw(n, seed, 0)
     sent = coding.send(codec, x0, seed)
-    steps = list(coding.receive(codec, sent.message))
+    steps = list(coding.receive(codec, sent.message, n, seed))
     entropy = POINTS * (0.5 * math.log2(np.linalg.det(2 * math.pi * math.e * COV)) - 2 * math.log2(2 / 255))
     print(f"2-D Gaussian data, {n} times {POINTS} points, ε* in closed form; bits for {POINTS} points\n\n"
-          f"{coding.report(sent)}\n\n"
+          f"{report(sent)}\n\n"
           f"entropy {entropy:.2f} <= Eq. (5) {sent.kl.sum(1).mean():.2f} <= sent {sent.bits.sum(1).mean():.2f} "
-          f"<= bound {(sent.bound + sent.class_bits).sum(1).mean():.2f}, its theorem's and the classes' bits\n"
+          f"<= bound {(sent.bound + sent.class_bits).sum(1).mean():.2f}, the theorem's bits and the classes'\n"
           f"received {exact(steps[-1].x_t, x0)}\n"
           f"x_t given x_(t+1) and x_0, in units of q, should be N(0, 1): {law(s, x0, steps)}\n")
 
 
-def draw(n, seed):
-    """(n, POINTS, 2), 0..255."""
-    return data.unscale(np.random.default_rng(seed).multivariate_normal([0, 0], COV, (n, POINTS)), 256)
+def draw(n, seed, part):
+    """Draws of the data as integers 0..255: (n, POINTS, 2), others for each part."""
+    return data.unscale(rng("choice of images", seed, part).multivariate_normal([0, 0], COV, (n, POINTS)), 256)
 
 
 def best_eps(s):
-    """ε* of N(0, COV): E[x_0 | x_t] = √ᾱ_t COV (ᾱ_t COV + (1 − ᾱ_t) I)⁻¹ x_t, and Eq. (15) solved for ε."""
+    """The best ε_θ for N(0, COV): E[x_0 | x_t] = √ᾱ_t COV (ᾱ_t COV + (1 − ᾱ_t) I)⁻¹ x_t, and Eq. (15) solved for ε."""
 
     def eps_theta(x_t, t):
         a, b = math.sqrt(s.alpha_bar[t]), 1 - s.alpha_bar[t]
@@ -81,7 +81,7 @@ def best_eps(s):
 
 
 def law(s, x0, steps):
-    """Mean, variance and Kolmogorov-Smirnov's p-value of all (x_t − μ̃) / √β̃ together, as a text."""
+    """Mean, variance and Kolmogorov-Smirnov p-value of all (x_t − μ̃) / √β̃ together, as a text."""
     x, u = {step.t: step.x_t.astype(np.float64) for step in steps}, []
     for t in range(s.T - 1, 0, -1):
         mean, var = q_posterior(s, data.scale(x0).astype(np.float64), x[t + 1], t + 1)
@@ -92,7 +92,7 @@ def law(s, x0, steps):
 
 
 def exact(x, x0):
-    """A sentence's end, and no false one."""
+    """The end of the sentence "received ...", for x received and x0 sent."""
     return "bit for bit what was sent" if np.array_equal(x, x0) else "SOMETHING ELSE than was sent"
 
 
@@ -100,7 +100,7 @@ def exact(x, x0):
 
 
 def digits(args):
-    """n held-out digits of the run's data, sent and received; the table and the film."""
+    """Send and receive n held-out digits of the run's data; print the report and write the film."""
     with tempfile.TemporaryDirectory() as toy:
         folder = Path(args.run or RUN)
         if args.smoke and args.run is None:
@@ -119,61 +119,75 @@ def digits(args):
     start = time.monotonic()
     sent = coding.send(codec, x0, args.seed)
     middle = time.monotonic()
-    film = Film(len(x0), dataset)
-    for step in coding.receive(codec, sent.message):
+    film = Film(len(x0), dataset.levels)
+    for step in coding.receive(codec, sent.message, len(x0), args.seed):
         film.add(step, times)
     print(f"{len(x0)} held-out images of {dataset.name}; bits an image; t in the network's own time\n\n"
-          f"{coding.report(sent, times)}\n\n{account(sent, dataset)}\nreceived {exact(step.x_t, x0)}; sent in "
+          f"{report(sent, times)}\n\n{account(sent, dataset)}\nreceived {exact(step.x_t, x0)}; sent in "
           f"{middle - start:.1f} s, received in {time.monotonic() - middle:.1f} s")
     film.save(args.out)
 
 
 def codec_of(model, dataset, args):
-    """The times of the chain, and the codec for it, its averages taken over 200 training images."""
+    """The times of the chain, and a codec for it that is calibrated on 200 training images."""
     s = model.schedule
     first, steps = (min(2, s.T - 1), 5) if args.smoke else (args.first, args.steps)
     if not (1 <= first < s.T and steps >= 2):
         raise UserError(f"--first is {first} and --steps {steps}; expected 1..{s.T - 1}, and at least 2")
-    times = coding.spread(s, first, steps)
+    times = coding.times_even_in_log_snr(s, first, steps)
     train_images = common.choose(dataset.train, 50 if args.smoke else 200, args.seed)
-    return times, coding.calibrate(coding.merge(s, times), lambda x_t, t: model.eps_theta(x_t, times[t - 1]), train_images,
-                                   dataset.levels, clip=model.clip, predicts=model.predicts)
+    return times, coding.calibrate(coding.respaced_schedule(s, times), lambda x_t, t: model.eps_theta(x_t, times[t - 1]),
+                                   train_images, dataset.levels, clip=model.clip, predicts=model.predicts)
+
+
+def report(sent, times=None):
+    """Sec. 4.3.  The costs of a message as a table: bits an image in each step, beside L_t of Eq. (5).
+
+    times: for a respaced schedule its times, which name the rows in place of 1..T.
+    """
+    def row(name, bits, L, bound, class_bits, blocks):
+        each = (bits - L - class_bits) / blocks if blocks else 0.0
+        return f"{name:>5} {L:9.2f} {bits:9.2f} {bits - L:9.2f} = {class_bits:5.2f} + {blocks:5.2f} x {each:5.2f} {bound:9.2f}"
+
+    T = sent.bits.shape[1] - 1
+    rows = [row(times[t - 1] if times and t else t, *(column[:, t].mean() for column in sent[1:])) for t in range(T, -1, -1)]
+    total = row("all", *(column.sum(1).mean() for column in sent[1:]))
+    return "\n".join(["    t       L_t      sent  overhead = class + blocks x  each     bound", *rows, total])
 
 
 def account(sent, dataset):
-    """Where the bits between Eq. (5) and the message went, as a text."""
+    """The bits of the message beyond those of Eq. (5), by their causes, as a text."""
     bits, L, bound, class_bits, blocks = (column.sum(1).mean() for column in sent[1:])
     plain = math.prod(dataset.image_shape) * math.log2(dataset.levels)
     return (f"Eq. (5) {L:.1f} bits; sent {bits:.1f}; allowed {bound + class_bits:.1f}; the pixels as they are {plain:.1f}\n"
-            f"The overhead of {bits - L:.1f} bits: {class_bits:.1f} tell the classes, {bits - L - class_bits:.1f} come with "
+            f"The overhead of {bits - L:.1f} bits: {class_bits:.1f} for the classes, {bits - L - class_bits:.1f} for "
             f"{blocks:.1f} indices of a draw, {(bits - L - class_bits) / blocks:.1f} each (Li and El Gamal: at most log2(KL + 1) "
-            f"+ 4; Harsha et al.: 2 log2(KL + 1) + O(1)); x_0 itself has none.\n"
+            f"+ 4; Harsha et al.: 2 log2(KL + 1) + O(1)); x_0 itself has no overhead.\n"
             f"The message has {len(sent.message)} bytes, "
-            f"{8 * len(sent.message) / len(sent.bits):.1f} bits an image with its frame.")
+            f"{8 * len(sent.message) / len(sent.bits):.1f} bits an image with its check sum.")
 
 
 class Film:
-    """The first digits as the receiver takes them, frame after frame, each with the bits so far under it."""
+    """The receiver's x̂_0 of the first of n digits, a frame for each step, with the bits received so far written below."""
 
-    def __init__(self, n, dataset):
-        self.frames, self.bits, self.levels = [], np.zeros(n), dataset.levels
+    def __init__(self, n, levels):
+        self.frames, self.n, self.levels = [], n, levels
 
     def add(self, step, times):
-        """One more frame."""
-        self.bits += step.bits
-        picture = images.grid(images.to_uint8(step.x0_hat[:SHOWN], self.levels), scale=10)
+        """Add the frame of a step."""
+        picture = grid(to_uint8(step.x0_hat[:SHOWN], self.levels), scale=10)
         t = times[step.t - 1] if step.t else 0
         what = "x0, exact" if step.t == 0 else "x0_hat"
-        self.frames.append(with_words(picture, f"t = {t:4}   {self.bits.mean():6.1f} bits a digit   {what}"))
+        self.frames.append(with_words(picture, f"t = {t:4}   {step.bits / self.n:6.1f} bits a digit   {what}"))
 
     def save(self, path):
         """Write the GIF.  UserError: it cannot be written."""
-        images.save_gif(path, self.frames + self.frames[-1:] * HOLD, fps=2)
+        save_gif(path, self.frames + self.frames[-1:] * HOLD, fps=2)
         print(f"wrote {Path(path).absolute()}")
 
 
 def with_words(picture, words):
-    """A picture (H,W,C) on white, a line of text below it -> (H',W',3)."""
+    """A picture (H,W,C) on white with a line of text below it: (H',W',3)."""
     from PIL import Image, ImageDraw, ImageFont
     font, margin = ImageFont.load_default(common.TEXT), common.MARGIN
     width = max(picture.shape[1] + 2 * margin, 26 * common.TEXT)

@@ -7,8 +7,9 @@ import math
 
 import numpy as np
 
-from minddpm.diffusion import mu_theta, per_image, posterior_coefficients, q_posterior
+from minddpm.diffusion import per_image, posterior_coefficients, q_posterior
 from minddpm.gaussian import kl, log_density, log_normal_interval, standardized_bin
+from minddpm.reverse import mean_from
 
 
 def bound_term(s, x0, x_t, t, mean, log_var, levels=256):
@@ -82,35 +83,18 @@ def decoder_nll(x0, mean, log_var, levels=256):
     return -log_P, decoder_nll_back
 
 
-def mean_of_eps(s, x_t, t, eps_theta):
-    """Eq. (11).  μ_θ(x_t, t) of ε_θ.
+def mean_of(s, x_t, t, prediction, predicts):
+    """Eq. (7), (8), (11).  p_θ's mean by reverse.mean_from, which is linear in the network's prediction of ε, μ̃ or x_0.
 
-    Back: dmean -> dε_θ = −β_t / (√α_t √(1 − ᾱ_t)) dmean.  That number squared, over 2σ_t², is the weight of Eq. (12).
+    Back: dmean -> dprediction = c_t dmean,  c_t = −β_t / (√α_t √(1 − ᾱ_t)) for ε,  1 for μ̃,  √ᾱ_{t−1} β_t / (1 − ᾱ_t) for x_0.
+    The first one, squared, over 2σ_t² is the weight of Eq. (12).
     """
-    slope = per_image(-s.beta[t] / np.sqrt(s.alpha[t] * (1 - s.alpha_bar[t])), eps_theta)
+    c = {"eps": -s.beta[t] / np.sqrt(s.alpha[t] * (1 - s.alpha_bar[t])),
+         "mu": np.ones(np.shape(t)),
+         "x0": posterior_coefficients(s, t)[0]}
+    slope = per_image(c[predicts], prediction)
 
-    def mean_of_eps_back(dmean):
+    def mean_of_back(dmean):
         return slope * dmean
 
-    return mu_theta(s, x_t, t, eps_theta), mean_of_eps_back
-
-
-def mean_of_x0(s, x_t, t, x0_theta):
-    """Eq. (7).  μ̃_t(x_t, x̂_0).  Back: dmean -> dx̂_0 = √ᾱ_{t−1} β_t / (1 − ᾱ_t) dmean."""
-    coef_x0, _ = posterior_coefficients(s, t)
-    slope = per_image(coef_x0, x0_theta)
-
-    def mean_of_x0_back(dmean):
-        return slope * dmean
-
-    mean, _ = q_posterior(s, x0_theta, x_t, t)
-    return mean, mean_of_x0_back
-
-
-def mean_of_mu(s, x_t, t, mu_theta):
-    """Eq. (8).  μ_θ(x_t, t), the network's own prediction.  Back: dmean -> dμ_θ = dmean."""
-
-    def mean_of_mu_back(dmean):
-        return dmean
-
-    return mu_theta, mean_of_mu_back
+    return mean_from(s, x_t, t, prediction, predicts), mean_of_back

@@ -11,12 +11,11 @@ error of the prediction and the bound L in bits/dim; OBJECTIVES, at the end, has
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from minddpm.bound import bound_term, mean_of_eps, mean_of_mu, mean_of_x0
+from minddpm.bound import bound_term, mean_of
 from minddpm.diffusion import Schedule, per_image, q_posterior
 from minddpm.reverse import split
 
@@ -35,11 +34,6 @@ class Example(NamedTuple):
     eps: Any
     sigma2: str = "beta"
     levels: int = 256
-
-    @property
-    def log_sigma2(self):
-        """Sec. 3.2.  log σ_t² of the fixed Σ, one number an image, broadcasting like x_t."""
-        return per_image(np.log(self.s.sigma2(self.sigma2)[self.t]), self.x_t)
 
 
 # The squared error of the prediction --------------------------------------------------------------------------------------
@@ -66,20 +60,12 @@ def l_simple(eps, eps_theta):
     return loss, l_simple_back
 
 
-def mse_eps(e, eps_theta):
-    """Eq. (14).  Table 2, "ε prediction: ‖ε̃ − ε_θ‖²": L_simple, the paper's own method.  Back: dloss -> dε_θ."""
-    return l_simple(e.eps, eps_theta)
-
-
-def mse_mu(e, mu_theta):
-    """Table 2.  "μ̃ prediction: ‖μ̃ − μ̃_θ‖²": the same error of Eq. (7)'s μ̃_t(x_t, x_0).  Back: dloss -> dμ̃_θ."""
-    mu_tilde, _ = q_posterior(e.s, e.x0, e.x_t, e.t)
-    return l_simple(mu_tilde, mu_theta)
-
-
-def mse_x0(e, x0_theta):
-    """Sec. 3.2.  x_0 prediction, "worse sample quality early in our experiments": the same error of x_0.  Back: dloss -> dx̂_0."""
-    return l_simple(e.x0, x0_theta)
+def mse_loss(e, prediction, predicts, learned_sigma=False):
+    """Eq. (14), Table 2, Sec. 3.2.  The same squared error of what the network predicts: "eps", the paper's own method; "mu",
+    Table 2's ‖μ̃ − μ̃_θ‖²; or "x0", with "worse sample quality early in our experiments".  Back: dloss -> dprediction.
+    """
+    target = q_posterior(e.s, e.x0, e.x_t, e.t)[0] if predicts == "mu" else {"eps": e.eps, "x0": e.x0}[predicts]
+    return l_simple(target, prediction)
 
 
 # The bound L --------------------------------------------------------------------------------------------------------------
@@ -88,36 +74,24 @@ def mse_x0(e, x0_theta):
 def bound_loss(e, output, predicts, learned_sigma=False):
     """Eq. (5), (8), (11)-(13).  Table 2, "L": the term of the bound at t, bits/dim.  output (B, ..., C), or 2C with Σ.
 
-    predicts: "eps", "mu" or "x0".  With a fixed Σ and "eps" it is Eq. (12) for t > 1, but for its constant.  Nothing is clipped
-    in it, as in the released code (clip_denoised=False, diffusion_utils_2.py:288).
+    predicts: "eps", "mu" or "x0".  With a fixed Σ and "eps" it is Eq. (12) for t > 1, but for its constant.  In float64; nothing
+    is clipped, as in the released code (clip_denoised=False, diffusion_utils_2.py:288).
     Back: dloss -> doutput.  Keeps: as bound_term.
     """
-    e, output, exact_back = in_float64(e, output)
-    prediction, log_var = split(output, e.x_t, "learned" if learned_sigma else e.sigma2)
-    mean, mean_back = MEAN[predicts](e.s, e.x_t, e.t, prediction)
-    loss, bound_back = bound_term(e.s, e.x0, e.x_t, e.t, mean, log_var if learned_sigma else e.log_sigma2, e.levels)
+    x0, x_t, output64 = (a.astype(np.float64, copy=False) for a in (e.x0, e.x_t, output))      # differences of nearly equal means
+    prediction, log_var = split(output64, x_t, "learned" if learned_sigma else e.sigma2)
+    if not learned_sigma:
+        log_var = per_image(np.log(e.s.sigma2(e.sigma2)[e.t]), x_t)
+    mean, mean_back = mean_of(e.s, x_t, e.t, prediction, predicts)
+    loss, bound_back = bound_term(e.s, x0, x_t, e.t, mean, log_var, e.levels)
 
     def bound_loss_back(dloss):
         dmean, dlog_var = bound_back(dloss)
         dprediction = mean_back(dmean)
-        return exact_back(np.concatenate([dprediction, dlog_var], axis=-1) if learned_sigma else dprediction)
-
-    return loss, bound_loss_back
-
-
-MEAN = {"eps": mean_of_eps, "mu": mean_of_mu, "x0": mean_of_x0}
-
-
-def in_float64(e, output):
-    """The example and the output in float64, as L needs: it is made of differences of nearly equal means.
-
-    Back: doutput -> the same in the output's dtype.
-    """
-    def in_float64_back(doutput):
+        doutput = np.concatenate([dprediction, dlog_var], axis=-1) if learned_sigma else dprediction
         return doutput.astype(output.dtype, copy=False)
 
-    x0, x_t, eps, output64 = (a.astype(np.float64, copy=False) for a in (e.x0, e.x_t, e.eps, output))
-    return e._replace(x0=x0, x_t=x_t, eps=eps), output64, in_float64_back
+    return loss, bound_loss_back
 
 
 # Table 2 ------------------------------------------------------------------------------------------------------------------
@@ -133,20 +107,16 @@ class Objective(NamedTuple):
     def __call__(self, example, output):
         """loss, back: see the module's first lines.  ValueError: the output's shape does not fit the example's."""
         split(output, example.x_t, "learned" if self.learned_sigma else example.sigma2)
-        return self.loss(example, output)
-
-
-def _bound(predicts, learned_sigma=False):
-    return Objective(partial(bound_loss, predicts=predicts, learned_sigma=learned_sigma), predicts, learned_sigma)
+        return self.loss(example, output, self.predicts, self.learned_sigma)
 
 
 OBJECTIVES = {
-    "simple":        Objective(mse_eps, "eps"),
-    "eps-L":         _bound("eps"),
-    "eps-L-learned": _bound("eps", learned_sigma=True),
-    "mu-L":          _bound("mu"),
-    "mu-L-learned":  _bound("mu", learned_sigma=True),
-    "mu-mse":        Objective(mse_mu, "mu"),
-    "x0-L":          _bound("x0"),
-    "x0-mse":        Objective(mse_x0, "x0"),
+    "simple":        Objective(mse_loss,   "eps"),
+    "eps-L":         Objective(bound_loss, "eps"),
+    "eps-L-learned": Objective(bound_loss, "eps", learned_sigma=True),
+    "mu-L":          Objective(bound_loss, "mu"),
+    "mu-L-learned":  Objective(bound_loss, "mu", learned_sigma=True),
+    "mu-mse":        Objective(mse_loss,   "mu"),
+    "x0-L":          Objective(bound_loss, "x0"),
+    "x0-mse":        Objective(mse_loss,   "x0"),
 }

@@ -8,6 +8,7 @@ import oracles
 import pytest
 
 from minddpm.diffusion import Schedule, q_sample
+from minddpm.random import rng
 from minddpm.sample import interpolate
 
 S = Schedule.linear(T=25, beta_1=0.01, beta_T=0.3)
@@ -25,8 +26,8 @@ def wavy(x_t, t):
 
 def draws(seed, pair, t, D):
     """The noise of a pair: ε, ε', and z[t] for t, …, 2."""
-    rng = np.random.default_rng([seed, pair])
-    eps, eps_prime, *z = (rng.standard_normal(D, dtype=np.float32).astype(float).tolist() for _ in range(t + 1))
+    stream = rng("interpolation", seed, pair)
+    eps, eps_prime, *z = (stream.standard_normal(D, dtype=np.float32).astype(float).tolist() for _ in range(t + 1))
     return eps, eps_prime, dict(zip(range(t, 1, -1), z, strict=True))
 
 

@@ -9,8 +9,8 @@ import pytest
 from gradcheck import Case, check_gradient, read_only
 
 from minddpm import train
+from minddpm.data import Dataset
 from minddpm.diffusion import Schedule
-from minddpm.fast.workers import Workers
 from minddpm.objective import l_simple
 
 S = Schedule.linear(T=20, beta_T=0.2)
@@ -55,19 +55,29 @@ def test_eq14_known_answers_and_dtype():
 # Algorithm 1
 
 
-def settings(T=7, batch=7000, seed=0, flips=False):
-    return SimpleNamespace(T=T, batch=batch, seed=seed, flips=flips)
+def batches(T=7, B=7000, seed=0, steps=(1,), n=None):
+    """The batches that Alg. 1 draws for these training steps, from a data set of n images; nothing is learned from them."""
+    pixels = (np.arange(2 * (n or B)) % 251).reshape(-1, 1, 2, 1).astype(np.uint8)
+    dataset, drawn = Dataset("pixels", pixels, pixels[:0]), []
+    state = train.TrainingState(steps[0] - 1, {}, {}, {}, {})
+    settings = SimpleNamespace(batch=B, seed=seed, steps=steps[-1], flips=False, objective="simple", sigma2="beta")
 
+    def gradient(objective, cfg, s, params, batch, sigma2, levels):
+        drawn.append(batch)
+        return 0.0, {}
 
-def dataset(n, shape=(1, 2, 1)):
-    pixels = np.arange(n * np.prod(shape)) % 251
-    return SimpleNamespace(train=pixels.reshape(n, *shape).astype(np.uint8), levels=256)
+    def update(settings, state, gradient):
+        state.step += 1
+        return 0.0, 0.0
+
+    metrics = train.train(settings, None, Schedule.linear(T), state, dataset, gradient, update)
+    assert [m.step for m in metrics] == list(steps)
+    return drawn
 
 
 def test_alg1_t_is_uniform_on_exactly_1_to_T():
     T, B = 7, 7000
-    data = dataset(B)
-    t = np.concatenate([train.draw_batch(settings(T, B), data, step).t for step in range(1, 11)])
+    t = np.concatenate([batch.t for batch in batches(T, B, steps=range(1, 11))])
     assert t.shape == (10 * B,) and t.dtype.kind == "i"
     values, counts = np.unique(t, return_counts=True)
     assert values.tolist() == [1, 2, 3, 4, 5, 6, 7]
@@ -76,13 +86,14 @@ def test_alg1_t_is_uniform_on_exactly_1_to_T():
 
 
 def test_alg1_t_reaches_both_ends_of_the_papers_1000():
-    t = np.concatenate([train.draw_batch(settings(1000, 20_000), dataset(20_000), step).t for step in (1, 2)])
+    t = np.concatenate([batch.t for batch in batches(1000, 20_000, steps=(1, 2))])
     assert t.min() == 1 and t.max() == 1000 and len(np.unique(t)) == 1000
-    assert (train.draw_batch(settings(T=1, batch=9), dataset(9), 1).t == 1).all()
+    [batch] = batches(T=1, B=9)
+    assert (batch.t == 1).all()
 
 
 def test_alg1_noise_is_standard_normal_and_of_every_number_its_own():
-    batch = train.draw_batch(settings(batch=5000), dataset(5000), 1)
+    [batch] = batches(B=5000)
     eps, n = batch.eps.astype(np.float64).ravel(), 10_000
     assert batch.eps.shape == batch.x0.shape == (5000, 1, 2, 1)
     assert abs(eps.mean()) < 5 / n**0.5 and abs((eps**2).mean() - 1) < 5 * (2 / n) ** 0.5
@@ -94,10 +105,11 @@ def test_alg1_noise_is_standard_normal_and_of_every_number_its_own():
 
 
 def test_alg1_a_step_is_a_function_of_seed_and_number():
-    data = dataset(50)
-    first, again = (train.draw_batch(settings(batch=20, seed=3), data, 9) for _ in range(2))
+    [first], [again] = (batches(B=20, n=50, seed=3, steps=(9,)) for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    for other in train.draw_batch(settings(batch=20, seed=3), data, 10), train.draw_batch(settings(batch=20, seed=4), data, 9):
+    _, after_8 = batches(B=20, n=50, seed=3, steps=(8, 9))
+    assert all(np.array_equal(a, b) for a, b in zip(first, after_8, strict=True))
+    for [other] in batches(B=20, n=50, seed=3, steps=(10,)), batches(B=20, n=50, seed=4, steps=(9,)):
         assert all(not np.array_equal(a, b) for a, b in zip(first, other, strict=True))
 
 
@@ -113,15 +125,25 @@ def toy(p, x, t):
 
 
 def test_alg1_one_step_is_the_transcribed_one(monkeypatch):
-    """The gradient of train.gradient against line 5 of the algorithm: the same ε must form x_t and be the target."""
-    monkeypatch.setattr(train, "unet", lambda cfg, p, x, t, seeds, run: toy(p, x, t))
-    monkeypatch.setattr(train, "prepare", lambda p, *more, **how: p, raising=False)
+    """The loss and the gradient of a step of train.train against line 5: the same ε must form x_t and be the target."""
+    monkeypatch.setattr(train, "unet", lambda cfg, p, x, t, seeds, ops, policy: toy(p, x, t))
     p = {"a": np.array(0.7), "c": np.array(-0.02)}
-    B, D = 5, 6
-    x0, eps, t = draw(B, 2, 3, 1, seed=5), draw(B, 2, 3, 1, seed=6), np.array([1, 20, 4, 11, 2])
-    with Workers(1, part=2) as workers:
-        batch = train.Batch(x0, t, eps, np.zeros(B, int))
-        loss, gradient = train.gradient("simple", SimpleNamespace(image_size=2), S, p, batch, workers)
+    B, D, drawn, found = 5, 6, [], {}
+    dataset = SimpleNamespace(batch=lambda size, step, seed, flips: draw(size, 2, 3, 1, seed=5), levels=256)
+    settings = SimpleNamespace(batch=B, seed=6, steps=1, flips=False, objective="simple", sigma2="beta")
+
+    def gradient(objective, cfg, s, params, batch, *more):
+        drawn.append(batch._replace(eps=batch.eps.astype(np.float64)))
+        return train.gradient(objective, cfg, s, params, drawn[0], *more)
+
+    def update(settings, state, gradient):
+        state.step = 1
+        found.update(gradient)
+        return 0.0, 0.0
+
+    [metrics] = train.train(settings, None, S, train.TrainingState.begin(p), dataset, gradient, update)
+    [(x0, t, eps, _)] = drawn
+    assert len(set(t)) > 2
 
     new = np.zeros(2)
     losses = []
@@ -134,9 +156,9 @@ def test_alg1_one_step_is_the_transcribed_one(monkeypatch):
         new += np.array(theta) / B
         losses.append(literal.eq14(BETA, lambda x, t: [0.7 * x_i - 0.02 * t for x_i in x], x0[b].ravel().tolist(),
                                    eps[b].ravel().tolist(), int(t[b])) / D)
-    assert loss == pytest.approx(np.mean(losses), rel=1e-12)
+    assert metrics.loss == pytest.approx(np.mean(losses), rel=1e-12)
     expected = (np.array([0.7, -0.02]) - new) / D                           # the mean over D, where the paper has the sum
-    np.testing.assert_allclose([gradient["a"], gradient["c"]], expected, rtol=1e-7)
+    np.testing.assert_allclose([found["a"], found["c"]], expected, rtol=1e-7)
 
 
 def test_alg1_transcription_learns_the_noise_of_a_point():

@@ -1,14 +1,13 @@
 """optim.py: Adam, warm-up, clipping and the average of the weights, against scalar loops."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from minddpm import optim, train, tree
-from minddpm.app.settings import Settings
 from minddpm.diffusion import Schedule
-from minddpm.fast.workers import Workers
 from minddpm.unet import UNetConfig, parameters
 
 
@@ -110,27 +109,27 @@ CFG = UNetConfig(4, 1, widths=(4,), blocks=1, attention=(), groups=2)
 
 
 def one_step(grad_clip):
-    """Adam's first moment after one real step, its metrics and the state."""
+    """The state after one real step, and the gradient's norm."""
     rng = np.random.default_rng(0)
     params = tree.map(lambda d: 0.3 * rng.standard_normal(d.shape) + 1, parameters(CFG))
     state = train.TrainingState.begin(params)
-    settings = Settings(lr=0.01, warmup=0, steps=9, grad_clip=grad_clip, ema=0.9)
+    settings = SimpleNamespace(lr=0.01, lr_final=None, warmup=0, steps=9, grad_clip=grad_clip, ema=0.9)
     batch = train.Batch(draw(3, 4, 4, 1), np.array([1, 5, 9]), draw(3, 4, 4, 1, seed=1), np.arange(3))
-    with Workers(1) as workers:
-        metrics = train.train_step(settings, CFG, Schedule.linear(T=9), state, batch, workers)
-    return state, metrics
+    _, gradient = train.gradient("simple", CFG, Schedule.linear(T=9), params, batch)
+    norm, _ = train.update(settings, state, gradient)
+    return state, norm
 
 
 def test_clipping_scales_a_large_gradient_to_the_norm_and_leaves_a_small_one():
-    free, metrics = one_step(grad_clip=1e9)
-    assert optim.global_norm(free.m) == pytest.approx(0.1 * metrics.grad_norm, rel=1e-9)        # m = (1 − β₁) g
+    free, norm = one_step(grad_clip=1e9)
+    assert optim.global_norm(free.m) == pytest.approx(0.1 * norm, rel=1e-9)                     # m = (1 − β₁) g
     for times in 1.5, 7:
-        clipped, clipped_metrics = one_step(grad_clip=metrics.grad_norm / times)
-        assert clipped_metrics.grad_norm == metrics.grad_norm               # what is reported is the norm before clipping
-        assert optim.global_norm(clipped.m) == pytest.approx(0.1 * metrics.grad_norm / times, rel=1e-9)
+        clipped, clipped_norm = one_step(grad_clip=norm / times)
+        assert clipped_norm == norm                                         # what is reported is the norm before clipping
+        assert optim.global_norm(clipped.m) == pytest.approx(0.1 * norm / times, rel=1e-9)
         for a, b in zip(tree.leaves(free.m), tree.leaves(clipped.m), strict=True):
             np.testing.assert_allclose(b, a / times, rtol=1e-9)             # the direction stays
-    at_the_edge, _ = one_step(grad_clip=metrics.grad_norm)
+    at_the_edge, _ = one_step(grad_clip=norm)
     assert all(map(np.array_equal, tree.leaves(at_the_edge.m), tree.leaves(free.m)))
 
 

@@ -101,8 +101,8 @@ class Planter(ast.NodeTransformer):
         if isinstance(node, ast.Name | ast.Subscript) and names & self.buffers:
             return node                                             # nor is memory that is yet to be filled
         text, line = ast.unparse(node), node.lineno
-        if text.startswith(("len(", *MEMORY)) or isinstance(node, ast.Attribute) and node.attr in SHAPES:
-            return node                                             # nor are shapes
+        if text.startswith(("len(", "np.isinf(", *MEMORY)) or isinstance(node, ast.Attribute) and node.attr in SHAPES:
+            return node                                             # nor are shapes, nor ±∞, whatever multiplies it
         if re.match(r"np\.\w+_like\(|_ones\(", text):
             pass                                                    # np.ones_like(rows): of rows only the shape matters
         elif isinstance(node, ast.Call):
@@ -218,18 +218,22 @@ MUTANTS = [
     ("fast.matmul", "fast linear, on pixels", "matmul_tn(rows, dy_rows)", "matmul_tn(rows[1:], dy_rows[1:])"),
     ("objective", "l_simple", "dloss * (2 / D)", "dloss / D"),
     ("objective", "l_simple", "difference = eps_theta - eps", "difference = eps - eps_theta"),
-    ("objective", "mu-L-learned, mixed", "np.concatenate([dmu, dlog_var], axis=-1)", "np.concatenate([dlog_var, dmu], axis=-1)"),
-    ("objective", "eps-L, mixed", "deps = mean_back(dmean)", "deps = dmean"),
-    ("bound", "mean_of_eps", "per_image(-s.beta[t]", "per_image(s.beta[t]"),
-    ("bound", "mean_of_eps", "np.sqrt(s.alpha[t] * (1 - s.alpha_bar[t]))", "np.sqrt(1 - s.alpha_bar[t])"),
-    ("bound", "mean_of_x0", "per_image(np.sqrt(s.alpha_bar[t - 1])", "per_image(np.sqrt(s.alpha_bar[t])"),
-    ("bound", "bound_term", "np.where(first, dmean_0, dmean_t)", "dmean_t"),
-    ("bound", "bound_term", "np.where(first, dlog_var_0, dlog_var_t)", "dlog_var_0"),
+    ("objective", "mu-L-learned, mixed", "np.concatenate([dprediction, dlog_var], axis=-1)",
+     "np.concatenate([dlog_var, dprediction], axis=-1)"),
+    ("objective", "eps-L, mixed", "dprediction = mean_back(dmean)", "dprediction = dmean"),
+    ("bound", "mean_of eps", '"eps": -s.beta[t]', '"eps": s.beta[t]'),
+    ("bound", "mean_of eps", "np.sqrt(s.alpha[t] * (1 - s.alpha_bar[t]))", "np.sqrt(1 - s.alpha_bar[t])"),
+    ("bound", "mean_of x0", "posterior_coefficients(s, t)[0]", "posterior_coefficients(s, t)[1]"),
+    ("bound", "mean_of x0", "posterior_coefficients(s, t)", "posterior_coefficients(s, np.minimum(t + 1, s.T))"),
+    ("bound", "mean_of mu", '"mu": np.ones(np.shape(t))', '"mu": -np.ones(np.shape(t))'),
+    ("bound", "bound_term", "dmean[first], dlog_var[first] = nll_back", "_, dlog_var[first] = nll_back"),
+    ("bound", "bound_term", "dmean[first], dlog_var[first] = nll_back", "dmean[first], _ = nll_back"),
+    ("bound", "bound_term", "nll_back(dnats[first])", "nll_back(dnats[:len(first)])"),
     ("bound", "kl_to", "(1 - (beta_tilde + difference**2) / var) / 2", "(1 - difference**2 / var) / 2"),
     ("bound", "kl_to", "(1 - (beta_tilde + difference**2) / var) / 2", "1 - (beta_tilde + difference**2) / var"),
-    ("bound", "decoder_nll", "np.where(top,    0, np.exp(", "np.where(False,  0, np.exp("),
-    ("bound", "decoder_nll", "np.where(bottom, 0, np.exp(", "np.where(False,  0, np.exp("),
-    ("bound", "decoder_nll", "(r_plus * plus - r_minus * minus)", "(r_plus - r_minus)"),
+    ("bound", "decoder_nll", "log_density(plus,  0, 1)", "log_density(np.where(np.isinf(plus), 0, plus), 0, 1)"),
+    ("bound", "decoder_nll", "log_density(minus, 0, 1)", "log_density(np.where(np.isinf(minus), 0, minus), 0, 1)"),
+    ("bound", "decoder_nll", "(r_plus * z_plus - r_minus * z_minus)", "(r_plus - r_minus)"),
     ("unet.blocks", "resblock C=N", "return dx + ds, dtemb, dp", "return dx, dtemb, dp"),
     ("unet.blocks", "resblock C=N", "temb_back(dht)", "temb_back(dht / 2)"),
     ("unet.blocks", "resblock C=N dropout", "da2 = drop_back(dd2) if drop_back else dd2", "da2 = dd2"),

@@ -14,7 +14,7 @@ from torch_normal import TorchNormal, pipeline_image
 
 import minddpm
 from minddpm.diffusion import Schedule
-from minddpm.sample import reverse_steps
+from minddpm.sample import last, reverse_process
 
 CIFAR10 = os.environ.get("MINDDPM_CIFAR10")
 
@@ -54,7 +54,7 @@ def full_loop(s, x, first_t):
     """Alg. 2 from x_t at first_t down, with fixed_small variances, clipping and seed 0: Σ|x_0|, mean |x_0|."""
     normal = TorchNormal(0)
     noise = (normal(4, 3, 8, 8).transpose(0, 2, 3, 1) for _ in count())
-    *_, (_, x, _) = reverse_steps(s, dummy_model, x, first_t, noise, "beta_tilde", clip=True)
+    x = last(reverse_process(s, dummy_model, noise, x, first_t, "beta_tilde", clip=True))
     return float(np.abs(x).sum()), float(np.abs(x).mean())
 
 

@@ -7,12 +7,11 @@ Only for sizes of at least 16 and multiples of it: torch computes others in anot
 """
 
 import math
-from collections import deque
 from itertools import count
 
 import numpy as np
 
-from minddpm.sample import reverse_steps
+from minddpm.sample import last, reverse_process
 
 
 class TorchNormal:
@@ -36,8 +35,7 @@ def pipeline_image(model, seed):
 
     Alg. 2 with noise drawn (1,C,H,W), x_T first.
     """
-    size, channels, s, normal = model.config.image_size, model.config.in_channels, model.schedule, TorchNormal(seed)
+    size, channels, normal = model.config.image_size, model.config.in_channels, TorchNormal(seed)
     noise = (normal(1, channels, size, size).transpose(0, 2, 3, 1) for _ in count())
-    steps = reverse_steps(s, model.eps_theta, next(noise), s.T, noise, model.sigma2, model.clip, model.predicts)
-    _, x, _ = deque(steps, maxlen=1).pop()
-    return np.clip(x[0] / 2 + 0.5, 0, 1)
+    x_0 = last(reverse_process(model.schedule, model.output, noise, **model.how))
+    return np.clip(x_0[0] / 2 + 0.5, 0, 1)

@@ -1,4 +1,4 @@
-"""Minimal random coding: a draw x ~ q, told to someone who knows p only, in about KL(q ‖ p) bits (Alg. 3, 4; Sec. 4.3).
+"""Minimal random coding: a draw x ~ q is sent to a receiver who knows only p, in about KL(q ‖ p) bits (Alg. 3, 4; Sec. 4.3).
 
 Sender and receiver share draws X_1, X_2, … ~ p.  The sender picks K such that X_K ~ q and sends K; the receiver takes the
 K-th.  Harsha et al. (the paper's reference 19) do it in KL + 2 log₂(KL + 1) + O(1) bits.  Havasi et al. (20) choose among
@@ -12,18 +12,18 @@ the arrival times of a Poisson process of rate 1, r = q/p, and
 Why: the points (T_k, X_k) are a Poisson process of density p(x) in t and x; with v = t / r(x) in the place of t its density
 is r(x) p(x) = q(x) for every v.  So the least v is Exp(1), and its x is a draw from q, whatever v is.
 
-To be sure of the minimum one looks on until T_k exceeds it by sup r, and for two Gaussians of one variance sup r = ∞.  So
-the share of q for which r > h is sent in another way:
+To be sure of the minimum the search goes on until T_k exceeds it by sup r, and for two Gaussians of one variance sup r = ∞.
+So the share of q for which r > h is sent in another way:
 
     q = min(r, h) p  +  (r − h)⁺ p        the first part as above, with about h candidates and never many more;
                                           the second, an escape, by sending its numbers as they are, 32 bits each.
 
-A draw x ~ q of the sender's own decides: it is an escape with probability (1 − h / r(x))⁺, and then it is what is sent.  So
-no KL is too large for this code; one that p holds for impossible is sent as it is, and still follows q.
+The sender draws an x ~ q of its own.  With probability (1 − h / r(x))⁺ this x is sent, as an escape; otherwise K is.  So no KL
+is too large for this code: a q that is all but impossible under p is sent by escapes, and x still follows q.
 
-Blocks.  The work grows as 2^KL, so x is cut into blocks of a few bits.  The receiver must know how, and does not know q.  So
-one symbol, the class, goes first: class c says that the KL of all of x lies in (BLOCK 2^(c−1), BLOCK 2^c] bits.  There are
-then 2^c blocks, or one if c <= 0, and both sides know about how many bits one has, which the code for K is made for.
+Blocks.  The work grows as 2^KL, so x is cut into blocks of a few bits.  The receiver needs the number of blocks, but does not
+know q.  So one symbol, the class, goes first: class c means that the KL of all of x lies in (BLOCK_BITS 2^(c−1), BLOCK_BITS 2^c].
+There are then 2^c blocks, or one if c <= 0, and both sides know about how many bits a block has, which sets the code for K.
 """
 
 import functools
@@ -34,14 +34,14 @@ import numpy as np
 from scipy.special import ndtr
 
 from minddpm.coding.range_coder import table
+from minddpm.random import rng
 
-LIMIT = 2**14               # h.  Candidates for 10 ms; escapes are 1 block of 1400 at 4 bits, 1 of 15 at 8
-BLOCK = 4.0                 # bits, the most of a block of the average make
-LOWEST = -8                 # the lowest class: up to 4/256 bits, less than which needs no code of its own
-CHUNK = 2**10               # candidates drawn at a time; the receiver draws only the chunk that K is in
-OCTAVES = 24                # K < 2²⁴: with h = 2¹⁴ the minimum is known long before, but for a probability of e⁻¹⁰⁰⁰
+LIMIT = 2**14               # h, as many candidates take 10 ms; of blocks of 4 bits 1 in 1400 is an escape, of 8 bits 1 in 15
+BLOCK_BITS = 4.0            # the largest mean KL of the blocks of one x
+LOWEST = -8                 # the lowest class, up to 4/256 bits; a smaller KL needs no class of its own
+CHUNK = 2**10               # candidates drawn at a time; the receiver draws only the chunk that holds the K-th
+OCTAVES = 24                # K < 2²⁴: with h = 2¹⁴ the search ends earlier, except with a probability of e⁻¹⁰⁰⁰
 ESCAPE = OCTAVES            # the symbol after the octaves of K
-ORDER, SHARED = 1, 2        # first words of seeds; a sender's own generator begins with another
 
 
 class Gaussian(NamedTuple):
@@ -52,25 +52,25 @@ class Gaussian(NamedTuple):
 
 
 class Cost(NamedTuple):
-    """What sending one x came to, in bits."""
+    """The cost of sending one x, in bits."""
 
     bits: float             # Σ −log₂ of the probabilities of all its symbols
     kl: float               # KL(q ‖ p)
     bound: float            # Σ over blocks of KL + log₂(KL + 1) + 4, Li and El Gamal's theorem
-    class_bits: float       # the part of `bits` that told the class
-    blocks: int             # into how many blocks x was cut
+    class_bits: float       # the part of `bits` that the class takes
+    blocks: int             # the number of blocks
 
 
 def send(out, q, p, average, key, private):
-    """Alg. 3.  Send x ~ q to one who knows p -> x (D,) float32, Cost.  out: a range_coder.Encoder; q, p: Gaussian.
+    """Alg. 3.  Sends x ~ q to a receiver who knows p -> x (D,) float32, Cost.  out: a range_coder.Encoder; q, p: Gaussian.
 
-    average: about KL(q ‖ p) in bits, for want of better; both sides know it.  key: three integers that name the shared
-    draws, each x its own.  private: the sender's own generator, independent of the shared draws.
+    average: a guess of KL(q ‖ p) in bits that both sides know.  key: the seed of the shared draws and two numbers that no
+    other x of this seed has.  private: the sender's own generator, independent of the shared draws.
     """
     v, m = np.broadcast_to(q.var / p.var, q.mean.shape), (q.mean - p.mean) / np.sqrt(p.var)
     kl = 0.5 * (v - 1 - np.log(v) + m * m) / math.log(2)
     D, before = len(m), out.bits
-    c = min(max(math.ceil(math.log2(max(np.sum(kl), 1e-9) / BLOCK)), LOWEST), highest(D))
+    c = min(max(math.ceil(math.log2(max(np.sum(kl), 1e-9) / BLOCK_BITS)), LOWEST), highest(D))
     out.put(c - LOWEST, classes(average, highest(D)))
     class_bits, bound, z = out.bits - before, 0.0, np.empty(D, np.float32)
     blocks, about = layout(key, D, c)
@@ -78,26 +78,26 @@ def send(out, q, p, average, key, private):
         z[numbers] = send_block(out, m[numbers], v[numbers], about, (*key, k), private)
         block_kl = np.sum(kl[numbers])
         bound += block_kl + math.log2(block_kl + 1) + 4
-    return place(p, z), Cost(out.bits - before, np.sum(kl), bound, class_bits, len(blocks))
+    return in_units_of_x(p, z), Cost(out.bits - before, np.sum(kl), bound, class_bits, len(blocks))
 
 
 def receive(source, p, average, key):
-    """Alg. 4.  The x (D,) that `send` sent, bit for bit.  source: a range_coder.Decoder; the rest as the sender has it."""
+    """Alg. 4.  Returns the x (D,) that `send` sent, bit for bit.  source: a range_coder.Decoder; p, average, key: as sent."""
     D = len(p.mean)
     blocks, about = layout(key, D, LOWEST + source.get(classes(average, highest(D))))
     z = np.empty(D, np.float32)
     for k, numbers in enumerate(blocks):
         z[numbers] = receive_block(source, len(numbers), about, (*key, k))
-    return place(p, z)
+    return in_units_of_x(p, z)
 
 
-def place(p, z):
-    """From units of p to numbers: mean + √var z, float32."""
+def in_units_of_x(p, z):
+    """x = mean + √var z, float32, for z in units of p."""
     return (p.mean + np.sqrt(p.var) * z).astype(np.float32)
 
 
 def send_block(out, m, v, about, key, private):
-    """Send z ~ q = N(m, v I) to one who knows that p is N(0, I) -> z (d,) float32; m, v (d,).
+    """Sends z ~ q = N(m, v I) with p = N(0, I) -> z (d,) float32; m, v (d,).
 
         log r(z) = Σ −½ log v − (z − m)² / 2v + z² / 2  =  Σ a z² + b z  + c,        largest at z = m / (1 − v) if v < 1
     """
@@ -128,7 +128,7 @@ def send_block(out, m, v, about, key, private):
 
 
 def receive_block(source, d, about, key):
-    """The z (d,) that `send_block` sent."""
+    """Returns the z (d,) that `send_block` sent."""
     octave = source.get(octaves(about))
     if octave == ESCAPE:
         return np.array([source.get_number(2**16) for _ in range(2 * d)], np.uint16).view(np.float32)
@@ -138,41 +138,41 @@ def receive_block(source, d, about, key):
 
 def candidates(key, chunk, d):
     """X_k for k = chunk·CHUNK + 1, …, in units of p: (CHUNK, d) standard normals, float32, the same on both sides."""
-    return np.random.default_rng([SHARED, *key, chunk]).standard_normal((CHUNK, d), dtype=np.float32)
+    return rng("sent to both", *key, chunk).standard_normal((CHUNK, d), dtype=np.float32)
 
 
 def highest(D):
-    """The highest class for D numbers, which cuts them into D blocks."""
+    """The highest class of an x of D numbers, that of D blocks."""
     return math.ceil(math.log2(D))
 
 
 @functools.lru_cache
 def classes(average, highest):
-    """The table for the classes LOWEST..highest of an x with `average` bits on average: 4^−(distance from the average's)."""
-    middle = min(max(math.log2(max(average, 1e-9) / BLOCK) + 0.5, LOWEST), highest)
+    """The table of the classes LOWEST..highest for an x of `average` bits: 4^−(distance from the class of the average)."""
+    middle = min(max(math.log2(max(average, 1e-9) / BLOCK_BITS) + 0.5, LOWEST), highest)
     return table([4.0 ** -abs(c - middle) for c in range(LOWEST, highest + 1)])
 
 
 def layout(key, D, c):
-    """How class c cuts D numbers -> a list of arrays of indices, and about how many bits of KL each has: 3/4 of the most.
+    """The blocks of class c for D numbers: a list of arrays of indices, and about how many bits of KL each has, 3/4 of the most.
 
-    Which numbers stand together is drawn by lot, so that an image's rich and poor parts fall to all blocks alike.
+    The numbers of a block are chosen at random, so that all blocks share the detailed and the flat parts of an image.
     """
-    blocks = np.array_split(np.random.default_rng([ORDER, *key]).permutation(D), min(D, 2 ** max(c, 0)))
-    return blocks, 0.75 * BLOCK * 2.0**c / len(blocks)
+    blocks = np.array_split(rng("sent to both", *key).permutation(D), min(D, 2 ** max(c, 0)))
+    return blocks, 0.75 * BLOCK_BITS * 2.0**c / len(blocks)
 
 
 @functools.lru_cache
 def octaves(about):
-    """The table for ⌊log₂ K⌋ = 0..OCTAVES − 1 and ESCAPE, for a block with a KL of about so many bits.
+    """The table for ⌊log₂ K⌋ = 0..OCTAVES − 1 and ESCAPE, for a block with a KL of `about` bits.
 
     Within an octave K is nearly uniform and costs its last ⌊log₂ K⌋ bits.  Given x, K is 1 + a Poisson number of mean
-    v (r − 1 + S(r)), v ~ Exp(1), S(h) = E_p (r − h)⁺: the arrivals before T_K that lost against it.  That is a geometric
+    v (r − 1 + S(r)), v ~ Exp(1), S(h) = E_p (r − h)⁺: the earlier arrivals, whose T_k / r(X_k) is larger.  That is a geometric
     law of mean A = r + S(r).  For two Gaussians of one variance log r ~ N(κ, 2κ) under q, κ being their KL in nats, so
 
         P(⌊log₂ K⌋ >= j) = E_q (1 − 1/A)^(2ʲ − 1),        S(h) = Φ((κ − log h)/√2κ) − h Φ((−κ − log h)/√2κ)
 
-    less what escapes.  E_q is a sum over 1001 points within 8 standard deviations.  Other Gaussians differ a little, which
+    without the escapes.  E_q is a sum over 1001 points within 8 standard deviations.  Other Gaussians differ a little, which
     costs a fraction of a bit.
     """
     kappa, log_h = about * math.log(2), math.log(LIMIT)

@@ -1,9 +1,9 @@
-"""A range coder: symbols into bytes and back, at −log₂ of their probabilities, in exact integers (used by Alg. 3 and 4).
+"""A range coder: symbols to bytes and back, each in −log₂ of its probability, in exact integers (used by Alg. 3 and 4).
 
-Sender and receiver must give every symbol the same probability to the last bit, or all that follows is lost.  Hence the
-probabilities are whole numbers: a table is the increasing tuple (0, …, total), symbol k owns table[k]..table[k+1], and the
-arithmetic is that of Python's integers.  (The package `constriction` does the same, faster, in words of 32 bits: as much as
-a whole digit's worth of rounding here, and its own rounding of float probabilities instead of a table that can be read.)
+Sender and receiver must give every symbol the same probability to the last bit, or everything after it is decoded wrong.  So
+the probabilities are whole numbers: a table is an increasing tuple (0, …, total), symbol k has the share table[k]..table[k+1],
+and the arithmetic is that of Python's integers.  (The package `constriction` does the same, faster, in words of 32 bits, with
+coarser rounding, and it rounds float probabilities itself, where a table here can be read.)
 """
 
 import math
@@ -12,21 +12,21 @@ from bisect import bisect_right
 import numpy as np
 
 BITS, REFILL = 64, 48               # width stays above 2⁴⁸, so totals up to 2²⁴ cost at most 2⁻²⁴ of a bit a symbol
-TOTAL = 2**24                       # of the tables that `table` makes: a symbol that all but cannot be costs 24 bits
+TOTAL = 2**24                       # the total of a table: the least likely symbol costs 24 bits
 
 
-def table(probabilities, total=TOTAL):
-    """Probabilities of n symbols, any positive scale -> the table (0, …, total), no symbol's share below 1.
+def table(probabilities):
+    """The table (0, …, TOTAL) for the probabilities of n symbols, on any positive scale; every share is at least 1.
 
-    Every symbol first gets 1 of the total and the rest is divided in proportion, which costs at most log₂(1 + n/total) bits.
+    Every symbol first gets 1 of the total and the rest is divided in proportion, which costs at most log₂(1 + n/TOTAL) bits.
     """
     cumulative = np.concatenate([[0.0], np.cumsum(probabilities)])
     n = len(cumulative) - 1
-    return tuple((np.floor(cumulative / cumulative[-1] * (total - n)).astype(np.int64) + np.arange(n + 1)).tolist())
+    return tuple((np.floor(cumulative / cumulative[-1] * (TOTAL - n)).astype(np.int64) + np.arange(n + 1)).tolist())
 
 
 class Encoder:
-    """The message is a number in [low, low + width), written in base 256: each symbol narrows the interval to its share."""
+    """Writes symbols: the message is a number in [low, low + width), in base 256; each symbol narrows that to its share."""
 
     def __init__(self):
         self.low, self.width, self.out = 0, 2**BITS, bytearray()
@@ -49,7 +49,7 @@ class Encoder:
             self._shift()
 
     def _shift(self):
-        """Move low's first byte out; where low has run over, 1 is carried into the bytes that are out already."""
+        """Move the first byte of low to `out`; if low has overflowed, carry 1 into the bytes there."""
         carry, byte = divmod(self.low >> (BITS - 8), 256)
         if carry:
             k = len(self.out) - 1
@@ -62,7 +62,7 @@ class Encoder:
         self.width <<= 8
 
     def finish(self):
-        """The message: the shortest number in the interval, at most `bits` / 8 + 2 bytes."""
+        """Returns the message: the shortest number in the interval, at most `bits` / 8 + 2 bytes."""
         n = next(n for n in range(1, BITS // 8 + 1) if -self.low % 2 ** (BITS - 8 * n) < self.width)
         self.low += -self.low % 2 ** (BITS - 8 * n)
         for _ in range(n):
@@ -71,7 +71,7 @@ class Encoder:
 
 
 class Decoder:
-    """Reads what Encoder wrote; `value` is the message's number less low.  Bytes after the end count as 0."""
+    """Reads the symbols that an Encoder wrote.  `value` is the message's number minus low; bytes after the end count as 0."""
 
     def __init__(self, data):
         self.data, self.position = data, BITS // 8
@@ -79,19 +79,19 @@ class Decoder:
         self.bits = 0.0
 
     def get(self, table):
-        """Read one symbol."""
+        """Read one symbol, 0..len(table) − 2."""
         symbol = bisect_right(table, self._target(table[-1])) - 1
         self._narrow(table[symbol], table[symbol + 1] - table[symbol], table[-1])
         return symbol
 
     def get_number(self, n):
-        """Read one of n equally likely numbers."""
+        """Read one of n <= 2²⁴ equally likely numbers, 0..n − 1."""
         value = self._target(n)
         self._narrow(value, 1, n)
         return value
 
     def _target(self, total):
-        return min(self.value // (self.width // total), total - 1)      # the minimum matters in a damaged message only
+        return min(self.value // (self.width // total), total - 1)      # the minimum matters only if the message is damaged
 
     def _narrow(self, start, size, total):
         self.bits += math.log2(total / size)

@@ -1,4 +1,4 @@
-"""Images in, network values out, and back: the sets, the scaling of Sec. 3.3, and the order in which batches are drawn."""
+"""The data sets, the scaling of their images to [−1, 1] and back (Sec. 3.3), and the batches of training (Alg. 1)."""
 
 import os
 from dataclasses import dataclass
@@ -21,14 +21,14 @@ BUILT_IN = {
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images for training, and others, never trained on, for evaluation.
+    """Images to train on, and held-out ones for evaluation.
 
-    Every tenth image (index % 10 == 9) is held out, unless the files themselves come with a test part.  Both keep the
-    order of the files, which may be by class: to evaluate on a few, spread them out.
+    Every tenth image (index % 10 == 9) is held out, unless the files come with a test part of their own.  Both parts keep the
+    order of the files, which may be by class: a few images to evaluate on should be chosen from all over a part.
     """
     name: str
-    train: np.ndarray           # (N,H,W,C) uint8, 0..levels-1
-    held_out: np.ndarray        # (M,H,W,C) uint8; empty where a set has fewer than ten images
+    train: np.ndarray           # (N,H,W,C) uint8, 0..levels-1; a NumPy or a CuPy array
+    held_out: np.ndarray        # (M,H,W,C) uint8; empty if a set has fewer than ten images
     levels: int = 256
 
     @property
@@ -37,9 +37,9 @@ class Dataset:
         return self.train.shape[1:]
 
     def batch(self, size, step, seed, flips=False):
-        """Alg. 1.  x_0 ~ q(x_0): the images of training step 1, 2, … -> (size,H,W,C) float32 in [−1, 1]; see batch_indices.
+        """Alg. 1.  x_0 ~ q(x_0): the images of training step 1, 2, …, those of batch_indices; (size,H,W,C) float32 in [−1, 1].
 
-        flips: mirror each with probability 1/2 (App. B).  The paper flips all its sets but LSUN Bedroom; digits should not be.
+        flips: mirror each with probability 1/2 (App. B).  The paper does so with all its sets but LSUN Bedroom; not for digits.
         """
         images = batch_indices(len(self.train), size, step, seed)
         x0 = scale(self.train[np.asarray(images, like=self.train)], self.levels)
@@ -50,10 +50,10 @@ class Dataset:
 
 
 def load(name_or_path):
-    """A built-in set by its name (see BUILT_IN), or a user's own files by their path -> Dataset.
+    """The Dataset of a built-in name (see BUILT_IN), or of the path of a user's own files.
 
-    A path may be a folder of pictures, an .npz or .npy array, MNIST idx or CIFAR-10 binary files: see readers.read.
-    A built-in name wins over a file of that name: write ./digits for the file.  UserError: neither, or not readable.
+    A path may be a folder of pictures, an .npz or .npy array, MNIST idx or CIFAR-10 binary files: see readers.read.  A file
+    whose name is that of a built-in set is loaded as ./digits.  UserError: no such name or path, or files that cannot be read.
     """
     path = os.path.expanduser(name_or_path)
     if name_or_path in BUILT_IN:
@@ -78,32 +78,32 @@ def _built_in(name):
 
 
 def halve(images):
-    """(N,H,W,C) -> (N,H/2,W/2,C): each 2x2 square becomes its mean, rounded to the nearest integer, halves to even."""
+    """Images (N,H,W,C) at half their size, (N,H/2,W/2,C): the mean of each 2x2 square, rounded, halves to even."""
     N, H, W, C = images.shape
     return np.rint(images.reshape(N, H // 2, 2, W // 2, 2, C).mean((2, 4))).astype(np.uint8)
 
 
 def scale(images, levels=256):
-    """Sec. 3.3.  Integers 0..levels-1 -> [-1,1] linearly, float32, any shape."""
+    """Sec. 3.3.  Integers 0..levels-1 of any shape, scaled linearly to [-1,1], float32."""
     return images.astype(np.float32) / ((levels - 1) / 2) - 1
 
 
 def unscale(x, levels=256):
-    """Sec. 3.3.  The inverse of `scale`: x, clipped to [-1,1], -> the nearest of the integers 0..levels-1, uint8."""
+    """Sec. 3.3.  The inverse of `scale`: the integers 0..levels-1 nearest to x, which is clipped to [-1,1]; uint8."""
     return np.rint((np.clip(x, -1, 1) + 1) * ((levels - 1) / 2)).astype(np.uint8)
 
 
 def batch_indices(n, batch, step, seed):
-    """Alg. 1.  x_0 ~ q(x_0): which of n training images make batch number `step` = 1, 2, ...  -> (batch,) indices.
+    """Alg. 1.  x_0 ~ q(x_0): the indices (batch,) of the images, of n to train on, in batch number `step` = 1, 2, ...
 
-    The epochs' permutations follow each other as one stream, cut into batches: each epoch shows every image once, and a
-    batch may hold the end of one epoch and the beginning of the next.  A function of its arguments alone: a resumed run
-    sees the batches that an uninterrupted one would have seen.  UserError: batch < 1 or batch > n.
+    The permutations of the epochs form one stream that is cut into batches: each epoch has every image once, and a batch may
+    hold the end of one epoch and the beginning of the next.  The result depends on the arguments alone, so a resumed run
+    gets the batches of an uninterrupted one.  UserError: batch < 1 or batch > n.
     """
     if batch < 1:
         raise UserError(f"batch {batch} holds no image: expected at least 1")
     if batch > n:
-        raise UserError(f"batch {batch} is larger than the training set of {n} images")
+        raise UserError(f"batch {batch} is larger than the training set of {n} images: expected at most {n}")
     epoch, start = divmod((step - 1) * batch, n)
     stream = [_epoch(n, epoch, seed)[start:start + batch]]
     if start + batch > n:

@@ -31,13 +31,12 @@ def waited(side, wait):
 
 def minddpm_side(preset, kind):
     """minddpm's side on the GPU: one worker, which takes a batch whole, and there it is left open."""
-    from minddpm import device as backend
-    from minddpm.app.run import workers_for
-    from minddpm.app.settings import Settings
+    from minddpm.device import choose, cupy
+    from minddpm.fast import workers_for
 
-    device = backend.choose("cuda")
-    workers = workers_for(Settings(batch=max(batch for _, batch, _ in WORKLOADS.values())), device).__enter__()
-    return waited(vs_torch.minddpm_side(preset, kind, workers, device), backend.cupy().cuda.Device().synchronize)
+    device = choose("cuda")
+    workers = workers_for(device, batch=max(batch for _, batch, _ in WORKLOADS.values())).__enter__()
+    return waited(vs_torch.minddpm_side(preset, kind, workers, device), cupy().cuda.Device().synchronize)
 
 
 def torch_side(preset, kind, channels_last):
@@ -54,8 +53,8 @@ def serve(pipe, side, workload, precision):
     os.environ["CUPY_TF32"] = str(int(precision == "tf32"))      # read once, at the first matrix product
     preset, batch, kind = WORKLOADS[workload]
     if side == "minddpm":
-        from minddpm import device as backend
-        built, memory = minddpm_side(preset, kind), backend.pool_bytes
+        from minddpm.device import pool_bytes
+        built, memory = minddpm_side(preset, kind), pool_bytes
     else:
         import torch
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
@@ -93,8 +92,8 @@ def main():
     if unknown := set(args.workloads) - set(WORKLOADS):
         parser.error(f"unknown workload {min(unknown)}; expected some of {', '.join(WORKLOADS)}")
 
-    from minddpm import device as backend
-    usable, sentence = backend.probe()
+    from minddpm.device import gpu, probe
+    usable, sentence = probe()
     if not usable:
         print(f"gpu_vs_torch.py needs a GPU, but {sentence}", file=sys.stderr)
         sys.exit(2)
@@ -102,7 +101,7 @@ def main():
     if not torch.cuda.is_available():
         print(f"gpu_vs_torch.py needs a PyTorch that sees the GPU, but torch {torch.__version__} does not", file=sys.stderr)
         sys.exit(2)
-    facts = ", ".join(f"{fact} {value}" for fact, value in backend.gpu().items())
+    facts = ", ".join(f"{fact} {value}" for fact, value in gpu().items())
     print(f"{date.today()}, {facts}, torch {torch.__version__} eager, {args.rounds} rounds\n\n"
           "| workload | precision | minddpm ms | torch ms | ratio of min | of median | minddpm MB | torch MB |\n"
           "|---|---|---|---|---|---|---|---|")

@@ -13,12 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from vs_torch import peak_mb, unset_openblas
+from vs_torch import TRAINING, peak_mb, unset_openblas
 
-from minddpm.app.settings import Settings
 from minddpm.diffusion import Schedule
-from minddpm.fast.workers import Workers
-from minddpm.train import Batch, TrainingState, train_step
+from minddpm.fast import Workers
+from minddpm.fast.training import gradient_by, update_by
+from minddpm.train import Batch, TrainingState
 from minddpm.unet import UNetConfig, init
 
 SIZES = {"batch": (8, 16, 32, 64, 128), "width": (16, 32, 64, 128), "image size": (16, 32, 64, 128)}
@@ -33,14 +33,21 @@ def case(variable, value):
 
 def cost(cfg, batch, threads, steps, pipe):
     """Sends (seconds, MB): the fastest of some training steps, and the process's peak memory above what it began with."""
-    s, rng, told = Schedule.linear(), np.random.default_rng(0), Settings(lr=1e-4, warmup=0, steps=10, ema=0.999)
+    s, rng = Schedule.linear(), np.random.default_rng(0)
     before, times = peak_mb(), []
     state = TrainingState.begin(init(cfg, 0))
     x0, eps = rng.standard_normal((2, batch, cfg.image_size, cfg.image_size, cfg.in_channels), dtype=np.float32)
     with Workers(threads) as workers:
+        gradient, update = gradient_by(workers), update_by(workers)
+
+        def step():
+            drawn = Batch(x0, rng.integers(1, 1001, batch), eps, np.arange(batch))
+            _, grad = gradient("simple", cfg, s, state.params, drawn)
+            update(TRAINING, state, grad)
+
         for _ in range(steps):
             start = time.perf_counter()
-            train_step(told, cfg, s, state, Batch(x0, rng.integers(1, 1001, batch), eps, np.arange(batch)), workers)
+            step()
             times.append(time.perf_counter() - start)
     pipe.send((min(times), peak_mb() - before))
 

@@ -39,6 +39,7 @@ WORKLOADS = {               # preset, batch, training or sampling
 }
 SIDES = ("minddpm", "torch", "torch channels_last")
 LR, CLIP, EMA = 1e-4, 1.0, 0.999
+TRAINING = SimpleNamespace(lr=LR, lr_final=None, warmup=0, steps=1000, grad_clip=CLIP, ema=EMA)
 T_SAMPLED = 10              # the t of a sampling step, where x_{t−1} depends on ε_θ, x̂_0 and the noise alike
 WARM_UP = COMPARED = 3      # steps
 AGREE = 5e-5                # relative; measured: 4e-6, and 1e-3 where one step of Adam or EMA is only slightly another
@@ -52,37 +53,38 @@ class Side(NamedTuple):
 
 
 def minddpm_side(preset, kind, workers, device="cpu"):
-    """Training steps as train.py makes them, or sampling steps as sample.py does."""
-    from minddpm import device as backend
+    """Training steps, the lines of train.py once a batch is drawn, or sampling steps, the lines of sample.py."""
     from minddpm import tree
-    from minddpm.app.settings import Settings
+    from minddpm.device import to_device, to_host
+    from minddpm.fast import ops_for, parallel
+    from minddpm.fast.training import gradient_by, update_by
     from minddpm.model import Model
     from minddpm.reverse import p_theta
-    from minddpm.sample import in_parallel
-    from minddpm.train import Batch, TrainingState, train_step
+    from minddpm.train import Batch, TrainingState
 
     cfg, params, s = common(preset)
-    params = tree.map(lambda a: backend.to_device(a, device), params)
+    params = tree.map(lambda a: to_device(a, device), params)
     if kind == "sample":
-        eps_theta = in_parallel(Model(cfg, params, s).eps_theta, workers)
+        network = parallel(Model(cfg, params, s, ops=ops_for(params, cfg.image_size)).output, workers)
 
         def sample(batch):
-            x_t, z = (backend.to_device(a, device) for a in (batch.x0, batch.eps))
-            eps = eps_theta(x_t, T_SAMPLED)
+            x_t, z = (to_device(a, device) for a in (batch.x0, batch.eps))
+            eps = network(x_t, T_SAMPLED)
             p = p_theta(s, x_t, T_SAMPLED, eps)
             return eps, p.mean + p.var**0.5 * z
 
-        return Side(sample, lambda result: sampled(*map(backend.to_host, result)))
-    told = Settings(preset=preset, lr=LR, warmup=0, steps=1000, grad_clip=CLIP, ema=EMA)
-    state = TrainingState.begin(params)
+        return Side(sample, lambda result: sampled(*map(to_host, result)))
+    state, gradient, update = TrainingState.begin(params), gradient_by(workers), update_by(workers)
 
     def train(batch):
-        on_device = Batch(*(backend.to_device(a, device) for a in (batch.x0, batch.t, batch.eps, np.zeros_like(batch.t))))
-        return train_step(told, cfg, s, state, on_device, workers)
+        drawn = Batch(batch.x0, batch.t, batch.eps, np.zeros_like(batch.t))
+        loss, grad = gradient("simple", cfg, s, state.params, drawn)
+        grad_norm, _ = update(TRAINING, state, grad)
+        return loss, grad_norm
 
-    def numbers(metrics):
-        trees = (map(backend.to_host, tree.leaves(p)) for p in (state.m, state.v, state.params, state.ema))
-        return trained(metrics.loss, metrics.grad_norm, lambda: weights(cfg), *trees)
+    def numbers(result):
+        trees = (map(to_host, tree.leaves(p)) for p in (state.m, state.v, state.params, state.ema))
+        return trained(*result, lambda: weights(cfg), *trees)
 
     return Side(train, numbers)
 
@@ -93,14 +95,14 @@ def torch_side(preset, kind, threads, channels_last, compiled, device="cpu"):
     import torch_unet
 
     from minddpm import tree
-    from minddpm.storage import weights as checkpoint
+    from minddpm.storage.weights import to_file_layout
 
     torch.set_num_threads(threads)
     cfg, params, s = common(preset)
     layout = torch.channels_last if channels_last else torch.contiguous_format
     p = {}
     for name, a in tree.flatten(params).items():
-        tensor = torch.from_numpy(np.ascontiguousarray(checkpoint.to_file_layout(a))).to(device)
+        tensor = torch.from_numpy(np.ascontiguousarray(to_file_layout(a))).to(device)
         p[name] = (tensor.to(memory_format=layout) if tensor.ndim == 4 else tensor).requires_grad_(kind == "train")
     network = torch.compile(torch_unet.unet) if compiled else torch_unet.unet
 
@@ -140,7 +142,7 @@ def torch_side(preset, kind, threads, channels_last, compiled, device="cpu"):
     def numbers(result):
         moments = ([adam.state[leaf][name] for leaf in leaves] for name in ("exp_avg", "exp_avg_sq"))
         on_host = ((a.detach().cpu().numpy() for a in arrays) for arrays in (*moments, leaves, average))
-        return trained(*result, lambda: map(checkpoint.to_file_layout, weights(cfg)), *on_host)
+        return trained(*result, lambda: map(to_file_layout, weights(cfg)), *on_host)
 
     return Side(train, numbers)
 
@@ -148,13 +150,19 @@ def torch_side(preset, kind, threads, channels_last, compiled, device="cpu"):
 def common(preset):
     """The network's sizes, its weights, and the schedule, with which both sides begin.  No dropout: the masks would differ."""
     from minddpm import tree
-    from minddpm.app.settings import PRESETS
     from minddpm.diffusion import Schedule
     from minddpm.unet import parameters
 
-    cfg = replace(PRESETS[preset](), dropout=0.0)
+    cfg = replace(config(preset), dropout=0.0)
     made = weights(cfg)
     return cfg, tree.map(lambda _: next(made), parameters(cfg)), Schedule.linear()
+
+
+def config(preset):
+    """The network's sizes: UNetConfig.small() for "small", and so on."""
+    from minddpm.unet import UNetConfig
+
+    return getattr(UNetConfig, preset)()
 
 
 def weights(cfg):
@@ -175,9 +183,7 @@ def weights(cfg):
 
 def draw(preset, batch, number):
     """What step `number` sees: x0, which sampling takes for x_t, eps, which it takes for z, (B,H,W,C); t (B,)."""
-    from minddpm.app.settings import PRESETS
-
-    cfg, rng = PRESETS[preset](), np.random.default_rng([1, number])
+    cfg, rng = config(preset), np.random.default_rng([1, number])
     shape = (batch, cfg.image_size, cfg.image_size, cfg.in_channels)
     x0, t = rng.random(shape, dtype=np.float32) * 2 - 1, rng.integers(1, 1001, batch)
     return SimpleNamespace(x0=x0, t=t, eps=rng.standard_normal(shape, dtype=np.float32))
@@ -212,7 +218,7 @@ def differences(ours, theirs):
 
 def serve(pipe, side, workload, threads, compiled):
     """A side's process: `answer`, and at the end its memory."""
-    from minddpm.fast.workers import Workers
+    from minddpm.fast import Workers
 
     preset, batch, kind = WORKLOADS[workload]
     if side == "minddpm":

@@ -1,12 +1,13 @@
-"""Alg. 3 and 4: what the receiver gets is what was sent, in as many bits as they should be, and every x_t follows q.
+"""Alg. 3 and 4: the receiver gets the images that were sent, in the right number of bits, and every x_t follows q.
 
-The models are closed forms: 2-D Gaussian data, where ε* is linear, and the digits as one 64-dimensional Gaussian, an honest
-if poor model of held-out digits.  A trained network is in the slow tests.
+The models are closed forms: 2-D Gaussian data, for which the best ε_θ is linear, and one 64-dimensional Gaussian for the digits,
+a poor model of held-out digits.  A trained network is in the slow tests.
 """
 
 import functools
 import math
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import literal
@@ -17,25 +18,23 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from minddpm import data
-from minddpm.app.run import begin, train
-from minddpm.app.settings import Settings
-from minddpm.coding import progressive as coding
-from minddpm.coding import random_coding as mrc
-from minddpm.coding.progressive import Codec, calibrate, merge, receive, report, send, spread
+from minddpm.coding import Codec, calibrate, progressive, random_coding, receive, respaced_schedule, send, times_even_in_log_snr
 from minddpm.coding.range_coder import TOTAL, Decoder, Encoder, table
 from minddpm.diffusion import Schedule, q_posterior
 from minddpm.errors import UserError
 from minddpm.gaussian import kl
 from minddpm.likelihood import vlb
+from minddpm.reverse import p_theta
 
-FRAMING = 25                # bytes of a message besides its symbols
+CHECK_SUM = 4               # bytes of a message besides its symbols
 CERTAIN = 1e-6              # the p-value below which a planted fault counts as found; right code must stay above 1e-3
+WRONG = "the message does not decode to what was sent: expected "
 LINEAR = Schedule.linear()
 COV = np.array([[0.08, 0.05], [0.05, 0.06]])               # of the 2-D data: standard deviations about 1/4, correlated
 
 
 def gaussian_model(s, mean, cov):
-    """ε* of data x_0 ~ N(mean, cov) along the last axis: E[x_0 | x_t] is linear in x_t."""
+    """The best ε_θ for data x_0 ~ N(mean, cov) along the last axis: E[x_0 | x_t] is linear in x_t."""
 
     def eps_theta(x_t, t):
         a, b = math.sqrt(s.alpha_bar[t]), 1 - s.alpha_bar[t]
@@ -54,7 +53,7 @@ def two_d(n, seed=0, points=16):
 
 @functools.cache
 def two_d_codec(sigma2="best", steps=6, first=5):
-    s = merge(LINEAR, spread(LINEAR, first, steps))
+    s = respaced_schedule(LINEAR, times_even_in_log_snr(LINEAR, first, steps))
     return calibrate(s, gaussian_model(s, np.zeros(2), COV), two_d(200, seed=9), 256, sigma2, clip=False)
 
 
@@ -65,13 +64,18 @@ def digits():
 
 @functools.cache
 def digits_codec(first=60, steps=8):
-    s, flat = merge(LINEAR, spread(LINEAR, first, steps)), data.scale(digits().train, 17).reshape(-1, 64)
+    s = respaced_schedule(LINEAR, times_even_in_log_snr(LINEAR, first, steps))
+    return calibrate(s, digits_model(s), digits().train[::16], 17)
+
+
+def digits_model(s):
+    flat = data.scale(digits().train, 17).reshape(-1, 64)
     one_row = gaussian_model(s, flat.mean(0), np.cov(flat.T))
-    return calibrate(s, lambda x, t: one_row(x.reshape(-1, 64), t).reshape(x.shape), digits().train[::16], 17)
+    return lambda x, t: one_row(x.reshape(-1, 64), t).reshape(x.shape)
 
 
-def received(codec, message):
-    return list(receive(codec, message))
+def received(codec, message, n, seed=0):
+    return list(receive(codec, message, n, seed))
 
 
 # ---- the range coder
@@ -130,7 +134,7 @@ BLOCKS = {                                          # name: (m, v, about bits): 
     "one number, narrow": (np.array([1.0]), np.array([0.2]), 1.7),
     "four of one variance, where sup r is infinite": (np.array([1.0, -0.5, 0.3, 0.0]), np.ones(4), 1.0),
     "eight, narrow": (np.linspace(-0.6, 0.6, 8), np.full(8, 0.5), 2.0),
-    "two that p holds for impossible": (np.array([7.0, -6.0]), np.full(2, 0.5), 2.0),
+    "two, all but impossible under p": (np.array([7.0, -6.0]), np.full(2, 0.5), 2.0),
     "three, wider than p": (np.array([0.5, 0.2, 0.1]), np.array([1.5, 0.8, 1.2]), 0.3),
 }
 
@@ -149,18 +153,18 @@ def p_values(module, m, v, about, n=2500, seed=0):
 @pytest.mark.parametrize("name", BLOCKS)
 def test_alg3_minimal_random_coding_follows_q(monkeypatch, name, limit):
     """With h = 8 many draws are escapes: q is the mixture of both kinds."""
-    monkeypatch.setattr(mrc, "LIMIT", limit)
-    mrc.octaves.cache_clear()
+    monkeypatch.setattr(random_coding, "LIMIT", limit)
+    random_coding.octaves.cache_clear()
     m, v, about = BLOCKS[name]
-    p, out, z = p_values(mrc, m, v, about)
+    p, out, z = p_values(random_coding, m, v, about)
     assert p.min() > 1e-3 / len(p), p
     source = Decoder(out.finish())
     for k in range(len(z)):
-        np.testing.assert_array_equal(mrc.receive_block(source, len(m), about, (0, 0, k, 0)), z[k])
-    mrc.octaves.cache_clear()
+        np.testing.assert_array_equal(random_coding.receive_block(source, len(m), about, (0, 0, k, 0)), z[k])
+    random_coding.octaves.cache_clear()
 
 
-FAULTS = {                                          # what somebody may get wrong: (the code, what it becomes)
+FAULTS = {                                          # likely mistakes: (the right code, the wrong code)
     "the search ends early": ("while time == 0 or math.log(time) - log_h < least", "while time == 0"),
     "no escapes": ("> log_h - (z", "> 1e9 + log_h - (z"),
     "escapes without their coin": ("math.log(1 - private.random()) > log_h", "0 > log_h"),
@@ -171,7 +175,7 @@ FAULTS = {                                          # what somebody may get wron
     "a wrong": ("0.5 - 0.5 / v", "0.5 - 0.4 / v"),
     "b wrong": ("(m / v).astype", "(1.15 * m / v).astype"),
     "the draws of another variance": ("standard_normal((CHUNK, d), dtype=np.float32)", "standard_normal((CHUNK, d)) * 1.05"),
-    "the same draws for each block": ("[SHARED, *key, chunk]", "[SHARED, chunk]"),
+    "the same draws for each block": ("*key, chunk)", "chunk)"),
 }
 
 
@@ -180,23 +184,23 @@ def test_alg3_a_planted_fault_in_minimal_random_coding_is_found(fault):
     """With few candidates a chunk and h = 2, so that every part of the code is at work."""
     found = planted(fault)
     blocks = [block for name, block in BLOCKS.items() if "impossible" not in name]
-    assert any(p_values(found, *block)[0].min() < CERTAIN for block in blocks)
+    assert any(p_values(found, *block, n=6000)[0].min() < CERTAIN for block in blocks)
 
 
 def planted(fault=None):
-    """mrc.py compiled once more with a fault in it, CHUNK = 4 and h = 2."""
-    source = Path(mrc.__file__).read_text(encoding="utf-8")
+    """random_coding.py compiled once more with a fault in it, CHUNK = 4 and h = 2."""
+    source = Path(random_coding.__file__).read_text(encoding="utf-8")
     for old, new in [FAULTS.get(fault, ("", "")), ("LIMIT = 2**14", "LIMIT = 2"), ("CHUNK = 2**10", "CHUNK = 4")]:
         assert old in source
         source = source.replace(old, new) if old else source
     module = types.ModuleType("planted")
-    exec(compile(source, mrc.__file__, "exec"), module.__dict__)
+    exec(compile(source, random_coding.__file__, "exec"), module.__dict__)
     return module
 
 
 def test_alg3_the_planted_module_without_a_fault_is_right():
     for m, v, about in BLOCKS.values():
-        p = p_values(planted(), m, v, about)[0]
+        p = p_values(planted(), m, v, about, n=6000)[0]
         assert p.min() > 1e-3 / len(p)
 
 
@@ -206,49 +210,49 @@ def test_alg3_the_planted_module_without_a_fault_is_right():
 @pytest.mark.parametrize("about", [0.05, 0.5, 2.0, 3.5])
 def test_alg3_the_octaves_of_K_have_the_law_that_their_code_is_made_for(about, monkeypatch):
     """Blocks of one variance and exactly that KL: chi-square of the octaves, and the mean of the bits within 4 σ."""
-    monkeypatch.setattr(mrc, "LIMIT", 2**10)
-    monkeypatch.setattr(mrc, "CHUNK", 2**8)
-    mrc.octaves.cache_clear()
-    n, kappa, its_table = 1500, about * math.log(2), mrc.octaves(about)
+    monkeypatch.setattr(random_coding, "LIMIT", 2**10)
+    monkeypatch.setattr(random_coding, "CHUNK", 2**8)
+    random_coding.octaves.cache_clear()
+    n, kappa, its_table = 1500, about * math.log(2), random_coding.octaves(about)
     m, v = np.full(4, math.sqrt(kappa / 2)), np.ones(4)
     shares = np.diff(its_table) / its_table[-1]
-    cost = -np.log2(shares) + np.append(np.arange(mrc.OCTAVES), 32 * 4)
+    cost = -np.log2(shares) + np.append(np.arange(random_coding.OCTAVES), 32 * 4)
     counts, bits = np.zeros(len(shares)), []
     for k in range(n):
         out = Encoder()
-        mrc.send_block(out, m, v, about, (1, 2, k, 3), np.random.default_rng([5, k]))
+        random_coding.send_block(out, m, v, about, (1, 2, k, 3), np.random.default_rng([5, k]))
         bits.append(out.bits)
         counts[Decoder(out.finish()).get(its_table)] += 1
     common = shares * n > 5
     pooled = [np.append(a[common], a[~common].sum()) for a in (counts, shares * n)]
     assert stats.chisquare(*pooled, sum_check=False).pvalue > 1e-3
-    mrc.octaves.cache_clear()
+    random_coding.octaves.cache_clear()
     expected, sd = shares @ cost, math.sqrt(shares @ cost**2 - (shares @ cost) ** 2)
     assert abs(np.mean(bits) - expected) < 4 * sd / math.sqrt(n)
     assert expected < about + math.log2(about + 1) + 4          # Li and El Gamal
     assert expected > about                                     # nothing can be sent in less
 
 
-def test_alg3_a_class_tells_both_sides_the_same_blocks():
+def test_alg3_a_class_has_the_same_blocks_on_both_sides():
     for D in 1, 2, 3, 64, 100:
-        for c in range(mrc.LOWEST, mrc.highest(D) + 1):
-            blocks, about = mrc.layout((1, 2, 3), D, c)
+        for c in range(random_coding.LOWEST, random_coding.highest(D) + 1):
+            blocks, about = random_coding.layout((1, 2, 3), D, c)
             assert sorted(np.concatenate(blocks)) == list(range(D)) and min(map(len, blocks)) >= 1
             assert len(blocks) == (1 if c <= 0 else min(D, 2**c))
-            assert about * len(blocks) == pytest.approx(0.75 * mrc.BLOCK * 2.0**c)
-        assert len(mrc.classes(5.0, mrc.highest(D))) == mrc.highest(D) - mrc.LOWEST + 2
+            assert about * len(blocks) == pytest.approx(0.75 * random_coding.BLOCK_BITS * 2.0**c)
+        assert len(random_coding.classes(5.0, random_coding.highest(D))) == random_coding.highest(D) - random_coding.LOWEST + 2
 
 
 @pytest.mark.parametrize("shift", [0.0, 1e-4, 0.3, 3.0, 1e3])
 def test_alg3_alg4_any_KL_is_sent_and_received_bit_for_bit(shift):
-    """From q = p to a q that p holds for impossible, where escapes cost 32 bits a number and a little more."""
-    q, p = mrc.Gaussian(np.full(20, shift), 0.9), mrc.Gaussian(np.zeros(20), 1.0)
+    """From q = p to a q that is all but impossible under p, where escapes cost 32 bits a number and a little more."""
+    q, p = random_coding.Gaussian(np.full(20, shift), 0.9), random_coding.Gaussian(np.zeros(20), 1.0)
     out = Encoder()
-    sent = [mrc.send(out, q, p, 3.0, (0, 1, n), np.random.default_rng(n)) for n in range(5)]
+    sent = [random_coding.send(out, q, p, 3.0, (0, 1, n), np.random.default_rng(n)) for n in range(5)]
     source = Decoder(out.finish())
     for n, (x, cost) in enumerate(sent):
         assert x.dtype == np.float32
-        np.testing.assert_array_equal(mrc.receive(source, p, 3.0, (0, 1, n)), x)
+        np.testing.assert_array_equal(random_coding.receive(source, p, 3.0, (0, 1, n)), x)
         assert cost.kl == pytest.approx(np.sum(kl(q.mean, q.var, p.mean, p.var)) / math.log(2))
         assert cost.bits < 20 * (32 + 17) + 30
 
@@ -258,7 +262,7 @@ def test_alg3_alg4_any_KL_is_sent_and_received_bit_for_bit(shift):
 
 def test_sec2_a_merged_chain_is_the_same_process_seen_at_fewer_times():
     times = [3, 40, 200, 1000]
-    s = merge(LINEAR, times)
+    s = respaced_schedule(LINEAR, times)
     np.testing.assert_allclose(s.alpha_bar, [1, *LINEAR.alpha_bar[times]], rtol=1e-12)
     x0, x_t = np.full((1, 1), 0.3), np.full((1, 1), -0.8)
     # q(x_40 | x_200, x_0) by Bayes' rule from q(x_40 | x_0) and q(x_200 | x_40)
@@ -269,15 +273,15 @@ def test_sec2_a_merged_chain_is_the_same_process_seen_at_fewer_times():
     assert found[0].item() == pytest.approx(mean) and found[1] == pytest.approx(1 / precision)
     for wrong in ([1000], [5, 4, 1000], [0, 1000], [1, 999]):
         with pytest.raises(ValueError, match="ascending, from 1 or later to T = 1000"):
-            merge(LINEAR, wrong)
+            respaced_schedule(LINEAR, wrong)
 
 
 def test_sec2_times_spread_over_the_logarithm_of_the_signal_to_noise_ratio():
-    times = spread(LINEAR, 20, 9)
+    times = times_even_in_log_snr(LINEAR, 20, 9)
     assert times[0] == 20 and times[-1] == 1000 and len(times) == 9
     steps = np.diff([math.log(LINEAR.alpha_bar[t] / (1 - LINEAR.alpha_bar[t])) for t in times])
     np.testing.assert_allclose(steps, steps.mean(), rtol=0.05)
-    assert len(spread(Schedule.linear(5, 0.1, 0.5), 1, 50)) == 5
+    assert len(times_even_in_log_snr(Schedule.linear(5, 0.1, 0.5), 1, 50)) == 5
 
 
 def test_sec32_the_calibrated_variance_makes_the_bound_least():
@@ -302,28 +306,28 @@ def test_sec32_the_calibrated_variance_makes_the_bound_least():
 def test_alg3_alg4_the_receiver_has_what_was_sent_bit_for_bit_on_gaussian_data():
     codec, x0 = two_d_codec(), two_d(10)
     sent = send(codec, x0, seed=3)
-    steps = received(codec, sent.message)
+    steps = received(codec, sent.message, 10, seed=3)
     assert [step.t for step in steps] == list(range(codec.schedule.T, -1, -1))
     assert steps[-1].x_t.dtype == np.uint8
     np.testing.assert_array_equal(steps[-1].x_t, x0)
-    np.testing.assert_array_equal(np.stack([step.bits for step in steps], 1), sent.bits[:, ::-1])
-    assert abs(8 * (len(sent.message) - FRAMING) - sent.bits.sum()) <= 8
+    np.testing.assert_allclose([step.bits for step in steps], sent.bits.sum(0)[::-1].cumsum(), rtol=1e-12)
+    assert abs(8 * (len(sent.message) - CHECK_SUM) - sent.bits.sum()) <= 8
     assert send(codec, x0, seed=3).message == sent.message != send(codec, x0, seed=4).message
 
 
 def test_alg3_alg4_take_the_steps_of_the_literal_ones():
-    """literal.alg3 and alg4, told the x_t that were really sent, have the same q, the same p and the same KL at every t."""
+    """literal.alg3 and alg4, given the x_t that were sent, have the same q, the same p and the same KL at every t."""
     codec, x0 = two_d_codec(sigma2="beta"), two_d(1, points=3)
-    codec = Codec(codec.schedule, codec.eps_theta, (3, 2), 256, codec.sigma2, codec.kl, clip=False)
+    codec, eps_theta = replace(codec, shape=(3, 2)), gaussian_model(codec.schedule, np.zeros(2), COV)
     sent, beta = send(codec, x0), codec.schedule.beta.tolist()
-    x = {step.t: step.x_t.ravel().astype(float).tolist() for step in receive(codec, sent.message)}
-    told = []
+    x = {step.t: step.x_t.ravel().astype(float).tolist() for step in receive(codec, sent.message, 1)}
+    sent_with = []
 
     def mu_theta(x_t, t):
-        return literal.eq11(beta, lambda x_t, t: codec.eps_theta(np.reshape(x_t, (1, 3, 2)), t).ravel().tolist(), x_t, t)
+        return literal.eq11(beta, lambda x_t, t: eps_theta(np.reshape(x_t, (1, 3, 2)), t).ravel().tolist(), x_t, t)
 
-    def tell(t, q, p):
-        told.append((t, *p))
+    def send_x_t(t, q, p):
+        sent_with.append((t, *p))
         if t:
             nats = literal.KL_N(q[0], [q[1]] * 6, p[0], [p[1]] * 6)
             assert nats / math.log(2) == pytest.approx(sent.kl[0, t], rel=1e-4)
@@ -332,13 +336,13 @@ def test_alg3_alg4_take_the_steps_of_the_literal_ones():
             return q[0]
         return x[t]
 
-    def hear(t, p):
-        assert told.pop(0) == (t, *p)
+    def receive_x_t(t, p):
+        assert sent_with.pop(0) == (t, *p)
         return x[t] if t else data.scale(np.array(x[0])).tolist()
 
-    literal.alg3(beta, mu_theta, codec.sigma2.tolist(), data.scale(x0).ravel().astype(float).tolist(), tell)
-    assert len(told) == codec.schedule.T + 1
-    assert literal.alg4(beta, mu_theta, codec.sigma2.tolist(), 6, hear) == data.scale(x0).ravel().tolist()
+    literal.alg3(beta, mu_theta, codec.sigma2.tolist(), data.scale(x0).ravel().astype(float).tolist(), send_x_t)
+    assert len(sent_with) == codec.schedule.T + 1
+    assert literal.alg4(beta, mu_theta, codec.sigma2.tolist(), 6, receive_x_t) == data.scale(x0).ravel().tolist()
 
 
 def test_alg3_what_is_communicated_follows_q():
@@ -349,9 +353,9 @@ def test_alg3_what_is_communicated_follows_q():
 
 
 def whitened():
-    """What the x_t of 40 images say, in units of q: (T − 1, N, points, 2) and (T, N, points, 2); and x_0."""
+    """The x_t of 40 images in units of q: (T − 1, N, points, 2) and (T, N, points, 2); and x_0."""
     codec, x0, x = two_d_codec(), two_d(40, seed=4), {}
-    for t, x_t, *_ in receive(codec, send(codec, x0).message):
+    for t, x_t, *_ in receive(codec, send(codec, x0).message, 40):
         x[t] = x_t.astype(np.float64)
     s, x0, conditional, marginal = codec.schedule, data.scale(x0).astype(np.float64), [], []
     for t in range(s.T, 0, -1):
@@ -363,7 +367,7 @@ def whitened():
 
 
 def faults(u, x0):
-    """What speaks against all of u (steps, N, points, 2) being independent N(0, 1), also of x_0: names, none expected."""
+    """The names of the tests that u (steps, N, points, 2) fails as independent N(0, 1), also independent of x_0."""
     z = {"mean": u.mean() * math.sqrt(u.size), "variance": (u.var() - 1) * math.sqrt(u.size / 2),
          "coordinates": np.mean(u[..., 0] * u[..., 1]) * math.sqrt(u.size / 2),
          "points": np.mean(u[:, :, 1:] * u[:, :, :-1]) * math.sqrt(u[:, :, 1:].size),
@@ -380,7 +384,7 @@ def test_alg3_a_wrong_q_is_found(monkeypatch, x0_factor, var_factor, found):
         return mean, var_factor * var
 
     two_d_codec()                                           # calibrated with the right one
-    monkeypatch.setattr(coding, "q_posterior", wrong)
+    monkeypatch.setattr(progressive, "q_posterior", wrong)
     conditional, _, x0 = whitened()
     assert found in faults(conditional, x0)
 
@@ -391,7 +395,7 @@ def test_alg3_bits_are_eq05_and_the_stated_overhead(sigma2):
     codec, x0 = two_d_codec(sigma2), two_d(16, seed=5)
     s, sent = codec.schedule, send(codec, x0)
     if sigma2 != "best":
-        terms = vlb(s, codec.eps_theta, data.scale(x0), np.random.default_rng(0), sigma2, clip=False).L * 32
+        terms = vlb(s, gaussian_model(s, np.zeros(2), COV), data.scale(x0), np.random.default_rng(0), sigma2, clip=False).L * 32
         error = np.sqrt((sent.kl.var(0) + terms.var(0)) / len(x0)) + 1e-6
         assert np.all(np.abs(sent.kl.mean(0) - terms.mean(0)) < 4 * error)
     bits, L = sent.bits.sum(1), sent.kl.sum(1)
@@ -415,9 +419,9 @@ def entropy():
 
 
 def test_alg3_alg4_digits_that_the_model_has_not_seen():
-    codec, x0 = digits_codec(), digits().held_out[:10]
+    codec, x0 = digits_codec(), digits().held_out[:60]
     sent = send(codec, x0)
-    *steps, last = received(codec, sent.message)
+    *steps, last = received(codec, sent.message, 60)
     np.testing.assert_array_equal(last.x_t, x0)
     np.testing.assert_array_equal(last.x0_hat, data.scale(x0, 17))
     rmse = [np.sqrt(np.mean((step.x0_hat - data.scale(x0, 17)) ** 2)) for step in steps]
@@ -430,67 +434,53 @@ def test_alg3_alg4_images_that_no_digit_looks_like():
     """Noise, black and white: many escapes, and still exact."""
     rng = np.random.default_rng(0)
     x0 = np.concatenate([rng.integers(0, 17, (3, 8, 8, 1)), np.zeros((1, 8, 8, 1), int), np.full((1, 8, 8, 1), 16)])
-    *_, last = received(digits_codec(), send(digits_codec(), x0).message)
+    *_, last = received(digits_codec(), send(digits_codec(), x0).message, 5)
     np.testing.assert_array_equal(last.x_t, x0)
 
 
 def test_alg3_alg4_single_images_and_many_in_one_message_give_the_same_x0():
     x0 = digits().held_out[:4]
     for n in range(4):
-        *_, last = received(digits_codec(), send(digits_codec(), x0[n:n + 1]).message)
+        *_, last = received(digits_codec(), send(digits_codec(), x0[n:n + 1]).message, 1)
         np.testing.assert_array_equal(last.x_t[0], x0[n])
 
 
-def test_alg4_any_damaged_byte_and_any_cut_is_an_error():
-    sent = send(digits_codec(), digits().held_out[:2])
-    message = sent.message
+def test_alg4_any_cut_and_any_damaged_byte_is_an_error():
+    message = send(digits_codec(), digits().held_out[:1]).message
     for k in range(len(message)):
-        with pytest.raises(UserError):
-            received(digits_codec(), message[:k])
-        for bit in 1, 128:
-            with pytest.raises(UserError):
-                received(digits_codec(), message[:k] + bytes([message[k] ^ bit]) + message[k + 1:])
-    with pytest.raises(UserError, match="damaged or cut short"):
-        received(digits_codec(), message + b"\0")
-    with pytest.raises(UserError, match="is no message"):
-        received(digits_codec(), b"\x89PNG" + message)
+        damaged = [message[:k] + bytes([message[k] ^ bit]) + message[k + 1:] for bit in (1, 16, 128)]
+        for wrong in [message[:k], *(damaged if k < len(message) - 1 else damaged[2:])]:    # the last bits of all may not matter
+            with pytest.raises(UserError, match=WRONG):
+                received(digits_codec(), wrong, 1)
+    with pytest.raises(UserError, match=WRONG):
+        received(digits_codec(), b"\x89PNG" + message, 1)
 
 
-def resealed(message):
-    """With a check sum that is right again: what a careful forger, or a bug, would send."""
-    return message[:-4] + coding.SUM.pack(coding.zlib.crc32(message[:-4]))
-
-
-def test_alg4_a_damaged_payload_under_a_right_check_sum_is_an_error_too():
-    message = send(digits_codec(), digits().held_out[:2]).message
-    for k in range(FRAMING - 4, len(message) - 4, 3):
-        with pytest.raises(UserError, match="does not decode to what was sent"):
-            received(digits_codec(), resealed(message[:k] + bytes([message[k] ^ 16]) + message[k + 1:]))
-
-
-def test_alg4_another_codec_another_network_or_nonsense_from_it_is_an_error():
+def test_alg4_another_codec_seed_number_or_network_or_nonsense_from_it_is_an_error():
     codec = digits_codec()
+    s, eps_theta = codec.schedule, digits_model(codec.schedule)
     message = send(codec, digits().held_out[:2]).message
-    with pytest.raises(UserError, match="for another codec"):
-        received(digits_codec(first=90), message)
+    for another in [(digits_codec(first=90), message, 2), (codec, message, 2, 1), (codec, message, 1), (codec, message, 3)]:
+        with pytest.raises(UserError, match=WRONG):
+            received(*another)
 
     def with_network(eps_theta):
-        return Codec(codec.schedule, eps_theta, codec.shape, codec.levels, codec.sigma2, codec.kl)
+        return replace(codec, reverse=lambda x_t, t: p_theta(s, x_t, t, eps_theta(x_t, t)))
 
-    received(with_network(codec.eps_theta), message)
-    for network in (lambda x, t: codec.eps_theta(x, t) * np.float32(1.01), lambda x, t: 1e30 * x,
-                    lambda x, t: codec.eps_theta(x, t) if t > 1 else np.full_like(x, np.nan)):
-        with pytest.raises(UserError, match="does not decode to what was sent"):
-            received(with_network(network), message)
+    received(with_network(eps_theta), message, 2)
+    for network in (lambda x, t: eps_theta(x, t) * np.float32(1.01), lambda x, t: 1e30 * x,
+                    lambda x, t: eps_theta(x, t) if t > 1 else np.full_like(x, np.nan)):
+        with pytest.raises(UserError, match=WRONG):
+            received(with_network(network), message, 2)
 
 
 def test_alg4_an_x_t_that_cannot_be_is_an_error_before_a_network_sees_it(monkeypatch):
     message = send(digits_codec(), digits().held_out[:1]).message
-    monkeypatch.setattr(Codec, "p", lambda codec, x_t, t: pytest.fail("the network was called"))
+    monkeypatch.setattr(Codec, "p_theta", lambda codec, x_t, t: pytest.fail("the network was called"))
     for x in np.nan, np.inf, 1e30:
-        monkeypatch.setattr(mrc, "receive", lambda source, p, average, key, x=x: np.full(64, x, np.float32))
-        with pytest.raises(UserError, match="does not decode to what was sent"):
-            next(receive(digits_codec(), message))
+        monkeypatch.setattr(random_coding, "receive", lambda source, p, average, key, x=x: np.full(64, x, np.float32))
+        with pytest.raises(UserError, match=WRONG):
+            next(receive(digits_codec(), message, 1))
 
 
 @pytest.mark.parametrize("x0", [np.zeros((0, 8, 8, 1), int), np.zeros((2, 8, 8), int), np.full((1, 8, 8, 1), 17),
@@ -500,40 +490,24 @@ def test_alg3_images_that_the_codec_is_not_for_are_refused(x0):
         send(digits_codec(), x0)
 
 
-def test_alg3_a_seed_out_of_range_is_refused():
-    with pytest.raises(UserError, match="seed is -1; expected 0 to 4294967295"):
-        send(digits_codec(), digits().held_out[:1], seed=-1)
-
-
-def test_sec43_report_adds_up():
-    codec = digits_codec()
-    sent = send(codec, digits().held_out[:3])
-    times = spread(LINEAR, 60, 8)
-    lines = [line.replace("=", " ").replace("+", " ").replace(" x ", " ").split() for line in report(sent, times).splitlines()]
-    assert [line[0] for line in lines] == ["t", *map(str, times[::-1]), "0", "all"]
-    values = np.array([line[1:] for line in lines[1:]], float)
-    np.testing.assert_allclose(values[:-1, 1].sum(), values[-1, 1], atol=0.05)
-    np.testing.assert_allclose(values[:, 1] - values[:, 0], values[:, 2], atol=0.011)
-    np.testing.assert_allclose(values[-1, 1], sent.bits.sum() / 3, atol=0.01)
-
-
 # ---- on digits, with a trained network
 
 
 @pytest.mark.slow
 def test_alg3_alg4_a_hundred_held_out_digits_with_a_trained_network(tmp_path):
-    told = begin(tmp_path / "run", Settings(data="digits", steps=600, save_every=0, sample_every=0))
-    train(told)
-    times = spread(told.model.schedule, 100, 12)
-    codec = calibrate(merge(told.model.schedule, times), lambda x, t: told.model.eps_theta(x, times[t - 1]),
+    from minddpm.app.run import begin, train
+    from minddpm.app.settings import Settings
+    run = begin(tmp_path / "run", Settings(data="digits", steps=600, save_every=0, sample_every=0))
+    train(run)
+    times = times_even_in_log_snr(run.model.schedule, 100, 12)
+    codec = calibrate(respaced_schedule(run.model.schedule, times), lambda x, t: run.model.eps_theta(x, times[t - 1]),
                       digits().train[::8], 17)
     x0 = digits().held_out[:100]
     sent = send(codec, x0)
-    print(report(sent, times))
-    *_, last = received(codec, sent.message)
+    *_, last = received(codec, sent.message, 100)
     np.testing.assert_array_equal(last.x_t, x0)
     assert sent.kl.sum() < sent.bits.sum() < sent.bound.sum() + sent.class_bits.sum()
-    assert 8 * len(sent.message) < sent.bits.sum() + 8 * (FRAMING + 2)
+    assert 8 * len(sent.message) < sent.bits.sum() + 8 * (CHECK_SUM + 2)
     for n in range(10):
-        *_, last = received(codec, send(codec, x0[n:n + 1]).message)
+        *_, last = received(codec, send(codec, x0[n:n + 1]).message, 1)
         np.testing.assert_array_equal(last.x_t, x0[n:n + 1])

@@ -7,12 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from minddpm import coding, tree
 from minddpm import device as backend
-from minddpm import tree
 from minddpm.app import cli, run
 from minddpm.app import dry_run as estimate
 from minddpm.app.settings import Settings
-from minddpm.coding import progressive as coding
 from minddpm.data import load as load_data
 from minddpm.data import scale
 from minddpm.diffusion import Schedule
@@ -128,7 +127,7 @@ def test_images_are_sent_with_a_network_on_the_device(gpu):
         return backend.to_host(model.eps_theta(backend.to_device(x_t, "cuda"), t))
 
     codec = coding.calibrate(model.schedule, eps_theta, x0, 17)
-    *_, last = coding.receive(codec, coding.send(codec, x0).message)
+    *_, last = coding.receive(codec, coding.send(codec, x0).message, 2)
     np.testing.assert_array_equal(last.x_t, x0)
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from minddpm import tree
-from minddpm.storage import unet_config as unet_json
-from minddpm.storage import weights as checkpoint
+from minddpm.storage import unet_config
+from minddpm.storage.weights import from_file_layout
 from minddpm.unet import parameters
 
 REASON = "needs the oracles torch and diffusers: pip install -e .[test,parity]"
@@ -66,12 +66,12 @@ def randomize(unet, seed):
 
 def config_of(unet):
     """Our configuration of their network, through the JSON that it would be saved with."""
-    return unet_json.from_json(json.loads(unet.to_json_string()))
+    return unet_config.from_json(json.loads(unet.to_json_string()))
 
 
 def to_ours(named, dtype=None):
     """{name: tensor} of theirs -> our tree of arrays."""
-    flat = {name: checkpoint.from_file_layout(t.detach().numpy()) for name, t in named.items()}
+    flat = {name: from_file_layout(t.detach().numpy()) for name, t in named.items()}
     return tree.unflatten({name: np.array(a, dtype=dtype or a.dtype, order="C") for name, a in flat.items()})
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch_unet
 import vs_torch
 
-from minddpm.fast.workers import Workers
+from minddpm.fast import Workers
 from minddpm.reverse import p_theta
 
 PRESET, BATCH, torch = "small", 4, oracle.torch

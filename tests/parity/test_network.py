@@ -18,8 +18,8 @@ from oracle import (
 )
 
 from minddpm import tree
-from minddpm.fast.ops import prepare
-from minddpm.unet import unet
+from minddpm.fast import ops_for
+from minddpm.unet import layers, unet
 
 T_SEEN = [1, 2, 500, 1000]          # the paper's t
 
@@ -42,7 +42,7 @@ networks = pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
 large = pytest.mark.parametrize("build, size", LARGE.values(), ids=LARGE)
 
 
-def compare_forward(theirs, size, ts, dtype, ready=False):
+def compare_forward(theirs, size, ts, dtype, fast=False):
     """Relative difference of the outputs, both in dtype, and of theirs to itself with the timestep embedded in float64."""
     theirs = theirs.to(getattr(torch, dtype))
     cfg, params = config_of(theirs), to_ours(theirs.state_dict())
@@ -52,7 +52,7 @@ def compare_forward(theirs, size, ts, dtype, ready=False):
     with torch.no_grad():
         expected = nhwc(theirs(nchw(x), torch.from_numpy(t - 1)).sample)
         exact = nhwc(float64_time_embedding(theirs)(nchw(x), torch.from_numpy(t - 1)).sample)
-    eps, _ = unet(cfg, prepare(params, size) if ready else params, x, t)
+    eps, _ = unet(cfg, params, x, t, ops=ops_for(params, size) if fast else layers)
     assert eps.dtype == expected.dtype == np.dtype(dtype)
     return relative(eps, expected), relative(exact, expected)
 
@@ -101,10 +101,10 @@ def test_forward_float64_to_the_last_digits_with_a_float64_time_embedding(build)
 
 
 @networks
-@pytest.mark.parametrize("ready", [False, True], ids=["plain", "winograd"])
-def test_forward_float32(build, ready):
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
+def test_forward_float32(build, fast):
     theirs = randomize(build(), 2)
-    error, _ = compare_forward(theirs, theirs.config.sample_size, T_SEEN, "float32", ready)
+    error, _ = compare_forward(theirs, theirs.config.sample_size, T_SEEN, "float32", fast)
     print(f"\nrelative error {error:.2e}", end="")
     assert error < 1e-5, f"relative error {error:.2e}"
 
@@ -129,9 +129,9 @@ def test_large_forward_float64(build, size):
 
 @pytest.mark.slow
 @large
-@pytest.mark.parametrize("ready", [False, True], ids=["plain", "winograd"])
-def test_large_forward_float32(build, size, ready):
-    error, _ = compare_forward(randomize(build(), 5), size, [1, 1000], "float32", ready)
+@pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
+def test_large_forward_float32(build, size, fast):
+    error, _ = compare_forward(randomize(build(), 5), size, [1, 1000], "float32", fast)
     print(f"\nrelative error {error:.2e}", end="")
     assert error < 1e-5, f"relative error {error:.2e}"
 

@@ -10,8 +10,8 @@ from torch_normal import TorchNormal, pipeline_image
 
 from minddpm.diffusion import Schedule
 from minddpm.model import Model
-from minddpm.sample import reverse_steps
-from minddpm.storage import scheduler_config as scheduler_json
+from minddpm.sample import reverse_process
+from minddpm.storage import scheduler_config
 
 B, SIZE, CHANNELS = 2, 8, 3
 
@@ -23,7 +23,7 @@ def tiny(seed):
 
 def scheduler(model):
     """Their scheduler, made from the JSON that we would save."""
-    return DDPMScheduler.from_config(json.loads(json.dumps(scheduler_json.to_json(model))))
+    return DDPMScheduler.from_config(json.loads(json.dumps(scheduler_config.to_json(model))))
 
 
 @pytest.mark.parametrize("seed, shape", [(0, (16,)), (0, (1, 3, 32, 32)), (5, (4, 3, 8, 8)), (2**32 - 1, (2, 16))])
@@ -52,8 +52,7 @@ def check_loop(monkeypatch, sigma2, clip, predicts, T):
     steps.set_timesteps(T)
     noise = np.random.default_rng(0).standard_normal((T, B, SIZE, SIZE, CHANNELS)).astype(np.float32)
 
-    stream = iter(noise)
-    ours = [x_t for _, x_t, _ in reverse_steps(model.schedule, model.eps_theta, next(stream), T, stream, sigma2, clip, predicts)]
+    ours = [x_t for _, x_t, _ in reverse_process(model.schedule, model.output, iter(noise), **model.how)]
 
     stream = iter(noise)
     monkeypatch.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda *args, **more: nchw(next(stream)))

@@ -1,14 +1,16 @@
 """Fifty steps of Algorithm 1 against torch: autograd, torch.optim.Adam, clip_grad_norm_, from the same weights and batches."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from oracle import config_of, make, nchw, randomize, relative, to_ours, torch
 
-from minddpm import tree
-from minddpm.app.settings import Settings
+from minddpm import train, tree
 from minddpm.diffusion import Schedule, q_sample
-from minddpm.fast.workers import Workers
-from minddpm.train import Batch, TrainingState, train_step
+from minddpm.fast import Workers
+from minddpm.fast.training import gradient_by, update_by
+from minddpm.train import Batch, TrainingState
 
 STEPS, B, SIZE, LR = 50, 8, 8, 1e-3
 
@@ -22,16 +24,18 @@ def batches(dtype, channels):
         yield Batch(x0.astype(dtype), t, eps.astype(dtype), np.zeros(B, np.int64))
 
 
-@pytest.mark.parametrize("dtype, workers", [("float32", 1), ("float32", 2), ("float64", 1)])
+@pytest.mark.parametrize("dtype, threads", [("float32", 1), ("float32", 2), ("float64", 1), ("float32", None), ("float64", None)])
 @pytest.mark.parametrize("clip", [1.0, 1e9], ids=["clipped", "not clipped"])
-def test_fifty_adam_steps(dtype, workers, clip):
+def test_fifty_adam_steps(dtype, threads, clip):
+    """By the fast forms with so many threads, and by the plain ones."""
     theirs = randomize(make((16, 32), "-A", "A-", 1, 8, 3, SIZE), 0).to(getattr(torch, dtype))
     cfg, s = config_of(theirs), Schedule.linear()
     state = TrainingState.begin(to_ours(theirs.state_dict()))
-    told = Settings(data="-", preset="tiny", steps=STEPS, batch=B, lr=LR, warmup=0, grad_clip=clip, ema=0.9)
+    settings = SimpleNamespace(steps=STEPS, lr=LR, lr_final=None, warmup=0, grad_clip=clip, ema=0.9)
     adam = torch.optim.Adam(theirs.parameters(), lr=LR)
     losses = []
-    with Workers(workers, part=B // workers) as pool:
+    with Workers(threads or 1, part=B // (threads or 1)) as workers:
+        gradient, update = (gradient_by(workers), update_by(workers)) if threads else (train.gradient, train.update)
         for batch in batches(dtype, cfg.in_channels):
             x_t = nchw(q_sample(s, batch.x0, batch.t, batch.eps))
             loss = torch.nn.functional.mse_loss(theirs(x_t, torch.from_numpy(batch.t - 1)).sample, nchw(batch.eps))
@@ -39,9 +43,10 @@ def test_fifty_adam_steps(dtype, workers, clip):
             loss.backward()
             norm = torch.nn.utils.clip_grad_norm_(theirs.parameters(), clip)
             adam.step()
-            ours = train_step(told, cfg, s, state, batch, pool)
-            losses.append((ours.loss, loss.item()))
-            assert ours.grad_norm == pytest.approx(norm.item(), rel=1e-4)
+            our_loss, our_gradient = gradient("simple", cfg, s, state.params, batch)
+            our_norm, _ = update(settings, state, our_gradient)
+            losses.append((our_loss, loss.item()))
+            assert our_norm == pytest.approx(norm.item(), rel=1e-4)
     check(losses, state.params, to_ours(theirs.state_dict()), {"float32": 5e-6, "float64": 1e-6}[dtype])
 
 
