@@ -63,5 +63,5 @@ def prior_warning(s):
     worst = -0.5 * math.log2(1 - s.alpha_bar[s.T])
     if worst < PRIOR_LIMIT:
         return None
-    return (f"the schedule leaves ᾱ_T = {s.alpha_bar[s.T]:.2g} at T = {s.T}: L_T is up to {worst:.2g} bits/dim, the "
-            "paper's is 1e-5; sampling begins from pure noise, but in training x_T still shows x_0: expected a larger T or β_T")
+    return (f"the schedule leaves ᾱ_T = {s.alpha_bar[s.T]:.2g} at T = {s.T}: L_T is up to {worst:.2g} bits/dim (the "
+            "paper's is 1e-5), so x_T still shows x_0, while sampling begins from pure noise; expected a larger T or β_T")

@@ -49,7 +49,7 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         """Exit with code 2."""
-        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def _parser():

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import minddpm
 from minddpm import data
-from minddpm.app import pictures, settings
+from minddpm.app import loop, pictures, settings
 from minddpm.app.dry_run import dry_run, seconds_per_step
 from minddpm.app.evaluate import report
 from minddpm.app.generate import BATCH, generate
-from minddpm.app.loop import train_run
 from minddpm.app.progress import clock
 from minddpm.app.run import begin, resume
 from minddpm.app.selftest import selftest as run_checks
@@ -39,7 +38,7 @@ def demo(args):
         return 130
     film = pictures.Film(run.settings.T)
     with workers_for(run.device, run.settings.threads, BATCH) as workers:
-        x0 = generate(run.model, 64, args.seed, workers, on_step=film)
+        x0 = generate(run.fast_model, 64, args.seed, workers, on_step=film)
     pictures.save_png(folder / "samples.png", pictures.grid(pictures.to_uint8(x0)))
     film.save(folder / "reverse.gif")
     quoted = shlex.quote(str(folder))
@@ -76,7 +75,7 @@ def _train(run):
     if run.state.step:
         print(f"resumed at step {run.state.step} of {run.settings.steps}")
     quoted, start = shlex.quote(str(run.folder)), time.monotonic()
-    finished = train_run(run)
+    finished = loop.train(run)
     print(f"{'trained' if finished else 'stopped and saved'}: step {run.state.step} of {run.settings.steps}, "
           f"{clock(time.monotonic() - start)} in this session\n"
           f"run folder:  {run.folder}\n"

@@ -11,11 +11,12 @@ from minddpm.app.memory import out_of_memory
 from minddpm.app.progress import clock
 from minddpm.app.run import new_state, prepare
 from minddpm.device import free_memory, pool_bytes
-from minddpm.fast import gradient_by, update_by, workers_for
+from minddpm.fast import workers_for
+from minddpm.fast.training import gradient_by, update_by
 from minddpm.train import train
 
-BASE_RSS = 40 * 2**20       # bytes: a process of Python with NumPy, before it computes anything
-ALLOCATOR_OVERHEAD = 1.05   # resident memory over the arrays allocated and freed in a step: measured 1.00 to 1.12
+BASE_RSS = 55 * 2**20       # bytes: the process with NumPy and minddpm imported
+ALLOCATOR_OVERHEAD = 1.3    # resident memory for the arrays of a step over their bytes: measured 1.2 to 1.5 after 12 steps
 STEPS = 10**9               # more than are ever tried
 
 

@@ -10,14 +10,15 @@ from minddpm.app.progress import Progress
 from minddpm.app.run import append_log, save_run
 from minddpm.device import is_out_of_memory
 from minddpm.errors import UserError
-from minddpm.fast import gradient_by, update_by, workers_for
-from minddpm.train import train
+from minddpm.fast import workers_for
+from minddpm.fast.training import gradient_by, update_by
+from minddpm.train import train as training_steps
 
 LOG_EVERY = 10              # steps
 PICTURE = 16                # samples
 
 
-def train_run(run):
+def train(run):
     """Alg. 1.  Train until settings.steps and save: True when it got there, False when Ctrl-C or SIGTERM stopped it.
 
     UserError: a loss that is not finite, no more memory, or a file that cannot be written.  What was saved before stays, and the
@@ -36,12 +37,12 @@ def train_run(run):
 
 
 def _train(run, workers, stopped, progress):
-    """The loop of train_run.  A GPU is waited for only at the steps whose losses are needed: for a log row, save or picture."""
+    """The loop of `train`.  A GPU is waited for only at the steps whose losses are needed: for a log row, save or picture."""
     settings, unread = run.settings, []
     if run.state.step == settings.steps:
         save_run(run)                                           # it may have been killed between the state and the model
-    for metrics in train(settings, run.config, settings.schedule(), run.state, run.dataset,
-                         gradient_by(workers, settings.policy), update_by(workers)):
+    for metrics in training_steps(settings, run.config, settings.schedule(), run.state, run.dataset,
+                                  gradient_by(workers, settings.policy), update_by(workers)):
         unread.append(metrics)
         step, stop = metrics.step, stopped.is_set()
         log, picture = _due(step, LOG_EVERY), _due(step, settings.sample_every)
@@ -76,7 +77,7 @@ def _read(run, unread, progress):
 
 def _picture(run, workers, progress):
     try:
-        save_picture(run.folder / "samples" / f"step_{run.state.step:07}.png", run.model, PICTURE, run.settings.seed, workers)
+        save_picture(run.folder / "samples" / f"step_{run.state.step:07}.png", run.fast_model, PICTURE, run.settings.seed, workers)
     except Exception as e:
         if not isinstance(e, OSError | UserError) and not is_out_of_memory(e):
             raise

@@ -55,9 +55,13 @@ class Run:
     @property
     def model(self):
         """The model as it is now, with the EMA weights."""
-        return Model(self.config, self.state.ema, self.settings.schedule(), self.settings.sigma2,
-                     predicts=OBJECTIVES[self.settings.objective].predicts,
-                     ops=ops_for(self.state.ema, self.config.image_size))
+        predicts = OBJECTIVES[self.settings.objective].predicts
+        return Model(self.config, self.state.ema, self.settings.schedule(), self.settings.sigma2, predicts=predicts)
+
+    @property
+    def fast_model(self):
+        """The same with fast layers, to sample from before the next training step."""
+        return replace(self.model, ops=ops_for(self.state.ema, self.config.image_size))
 
 
 def begin(folder, requested):

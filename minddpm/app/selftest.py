@@ -24,7 +24,8 @@ from minddpm.app.settings import Settings
 from minddpm.data import load
 from minddpm.device import gpu, reason, to_device, to_host
 from minddpm.diffusion import Schedule, q_sample
-from minddpm.fast import gradient_by, ops_for, update_by, workers_for
+from minddpm.fast import ops_for, workers_for
+from minddpm.fast.training import gradient_by, update_by
 from minddpm.fast.workers import cpu_count
 from minddpm.model import Model
 from minddpm.objective import OBJECTIVES, Example
