@@ -580,7 +580,7 @@ def array(path, *shape):
     (dict(data=(20, 8, 16), preset="tiny"), r"data set .*mine.npy has 8x16x1 images; preset tiny expects 8x8"),
     (dict(data=(20, 8, 8), batch=19), "batch 19 is larger than the training set of 18 images"),
     (dict(beta_1=0.0), "beta runs from 0 to 0.02; expected 0 < beta < 1 for t = 1..T"),
-    (dict(device="cuda"), "device asks for cuda, but CuPy is not installed .*"),
+    (dict(device="cuda"), "device is 'cuda', but CuPy is not installed .*"),
 ])
 def test_bad_settings_are_one_sentence_and_leave_nothing_on_the_disk(tmp_path, monkeypatch, requested, sentence):
     monkeypatch.setitem(sys.modules, "cupy", None)

@@ -56,7 +56,7 @@ def test_cifar10_demo_sets_tf32_before_the_first_matrix_product(programs, monkey
 
 @pytest.mark.parametrize("words, sentence", [
     (["demos/gpu_cifar10.py"], "gpu_cifar10.py: no data: expected CIFAR-10's binary version"),
-    (["demos/gpu_cifar10.py", "x.tar.gz"], "gpu_cifar10.py: device asks for cuda, but CuPy"),
+    (["demos/gpu_cifar10.py", "x.tar.gz"], "gpu_cifar10.py: device is 'cuda', but CuPy"),
     (["tests/benchmarks/gpu_vs_torch.py"], "gpu_vs_torch.py needs a GPU, but CuPy"),
 ])
 def test_without_a_gpu_each_refuses_in_one_sentence(words, sentence):
