@@ -3,7 +3,8 @@
 import numpy as np
 
 PURPOSES = ("initial weights", "order of the images", "mirrored images", "training step", "sampling", "shared latents",
-            "interpolation", "choice of images", "bound", "sent to both", "the sender's own", "calibration")
+            "interpolation", "choice of images", "bound", "sent to both", "the sender's own", "calibration",
+            "images of noise")
 
 
 def rng(purpose, seed, *index):

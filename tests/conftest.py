@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import standin
 
-from minddpm import device as backend
+from minddpm.device import probe
 
 BACKENDS = ("standin", "emu", "cupy")
 chosen = SimpleNamespace(name=None, tool=None, missing=None)
@@ -30,12 +30,12 @@ def pytest_configure(config):
     if chosen.name == "emu":
         chosen.missing = _emulator()
     elif chosen.name == "cupy":
-        usable, sentence = backend.probe()
+        usable, sentence = probe()
         chosen.missing = None if usable else sentence
 
 
 def _emulator():
-    """Put CuPy on the CPU; why that is not possible here, or None."""
+    """Make CuPy run on the CPU -> None, or the reason why it cannot."""
     place = os.environ.get("MINDDPM_CUPY_ON_CPU")
     if not place:
         return "MINDDPM_CUPY_ON_CPU does not name the folder of cupy_on_cpu, which runs CuPy without a GPU"
@@ -63,16 +63,15 @@ def pytest_sessionfinish(session):
 
 @pytest.fixture
 def gpu(request, monkeypatch):
-    """A device "cuda" to compute on: .name; .counting(), launches, syncs, h2d … of a block; .kernels, whether CUDA source runs.
-    """
+    """A device "cuda": .name of the backend; .counting(), launches, syncs, h2d … of a block; .kernels, whether they can run."""
     if chosen.missing:
         say = pytest.fail if request.config.getoption("--require-backend") else pytest.skip
         say(f"backend {chosen.name}: {chosen.missing}")
     if chosen.name == "standin":
         monkeypatch.setitem(sys.modules, "cupy", standin.module())
         monkeypatch.setenv("MINDDPM_KERNELS", "0")
-        backend.probe.cache_clear()
+        probe.cache_clear()
         yield SimpleNamespace(name="standin", kernels=False, counting=standin.counting)
-        backend.probe.cache_clear()
+        probe.cache_clear()
     else:
         yield SimpleNamespace(name=chosen.name, kernels=True, counting=getattr(chosen.tool, "counting", None))

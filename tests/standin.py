@@ -2,8 +2,8 @@
 
 What minddpm uses of CuPy is listed here by name; whatever is not listed fails, so that a new call has to be looked up first
 (tests/device/test_real_cupy.py looks the list up in real CuPy where it can).  Device arrays never meet host arrays, nothing is
-converted silently, and float64 does not come out of float32.  COUNTS says how often the device was waited for, and how often
-something was copied to it.  There are no kernels here.
+converted silently, and float64 does not come out of float32.  COUNTS has the number of synchronisations, of copies to the
+device and of their bytes.  There are no kernels here.
 """
 
 import contextlib
@@ -24,20 +24,21 @@ FUNCTIONS = {
     "zeros": {"dtype"}, "zeros_like": {"dtype", "shape"},
 }
 UFUNCS = set("""add subtract multiply true_divide divide power negative matmul absolute exp log log1p sqrt sin cos tanh
-    minimum maximum isfinite rint less less_equal greater greater_equal equal not_equal""".split())
+    minimum maximum isfinite isinf rint less less_equal greater greater_equal equal not_equal""".split())
+SPECIAL = {"log_ndtr"}      # scipy.special's ufuncs, which CuPy looks up in cupyx.scipy.special
 METHODS = {
-    "astype": {"copy"}, "copy": set(), "max": {"axis", "keepdims"}, "mean": {"axis", "keepdims"}, "reshape": set(),
-    "sum": {"axis", "keepdims"}, "swapaxes": set(), "transpose": set(), "view": set(),
+    "astype": {"copy"}, "copy": set(), "max": {"axis", "keepdims"}, "mean": {"axis", "keepdims"}, "repeat": {"axis"},
+    "reshape": set(), "sum": {"axis", "keepdims"}, "swapaxes": set(), "transpose": set(), "view": set(),
 }
 ATTRIBUTES = ("shape", "dtype", "ndim", "size", "nbytes", "strides")
 
 
 @contextlib.contextmanager
 def counting():
-    """with counting() as c: step()    ->    c["syncs"], c["h2d"] of the block, filled at its end."""
+    """with counting() as c: step()    ->    c["syncs"], c["h2d"], c["h2d_bytes"] of the block, filled at its end."""
     before, c = COUNTS.copy(), {}
     yield c
-    c.update({name: COUNTS[name] - before[name] for name in ("syncs", "h2d")})
+    c.update({name: COUNTS[name] - before[name] for name in ("syncs", "h2d", "h2d_bytes")})
 
 
 def host(x):
@@ -70,7 +71,7 @@ class ndarray:
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`.")
 
     def __array_ufunc__(self, ufunc, method, *args, out=None, **more):
-        if ufunc.__name__ not in UFUNCS or method != "__call__" or set(more) - {"dtype"}:
+        if ufunc.__name__ not in UFUNCS | SPECIAL or method != "__call__" or set(more) - {"dtype"}:
             raise TypeError(f"the stand-in has no {ufunc.__name__}.{method} with {sorted(more)}")
         if out is None:
             return device(ufunc(*host(args), **more), args)
@@ -113,6 +114,10 @@ class ndarray:
         COUNTS["syncs"] += 1
         return float(self._a)
 
+    def __int__(self):
+        COUNTS["syncs"] += 1
+        return int(self._a)
+
     def __bool__(self):
         COUNTS["syncs"] += 1
         return bool(self._a)
@@ -136,8 +141,9 @@ def host_keywords(more):
 def asarray(a, dtype=None, like=None):
     """To the device: the only way there."""
     if not isinstance(a, ndarray):
-        COUNTS["h2d"] += 1
-        return device(np.array(a, dtype=dtype))
+        made = device(np.array(a, dtype=dtype))
+        COUNTS.update(h2d=made.size > 0, h2d_bytes=made.nbytes)
+        return made
     return a if dtype in (None, a.dtype) else device(a._a.astype(dtype))
 
 

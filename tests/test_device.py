@@ -1,4 +1,4 @@
-"""backend.py: each way in which a GPU can be missing has its sentence, and a device asked for by name is never replaced."""
+"""device.py: each way in which a GPU can be missing has its sentence, and a requested device is never replaced."""
 
 import importlib
 import os
@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from minddpm import device as backend
+from minddpm.device import choose, device_of, explain, is_cuda, probe, to_device, to_host
 from minddpm.errors import UserError
 
 
@@ -44,7 +44,7 @@ class CUDARuntimeError(RuntimeError):
 
 
 def fake_cupy(version="14.2.0", count=1, array=DeviceArray):
-    """A module that can pass for CuPy as far as backend.py looks.  count may be an exception, raised by getDeviceCount."""
+    """A module that can pass for CuPy as far as device.py looks.  count may be an exception, raised by getDeviceCount."""
 
     def get_device_count():
         if isinstance(count, Exception):
@@ -75,9 +75,9 @@ def no_cupy(monkeypatch):
     """Every test starts on a machine without CuPy, without MINDDPM_DEVICE and with nothing remembered."""
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.delenv("MINDDPM_DEVICE", raising=False)
-    backend.probe.cache_clear()
+    probe.cache_clear()
     yield
-    backend.probe.cache_clear()
+    probe.cache_clear()
 
 
 @pytest.fixture
@@ -102,15 +102,15 @@ def install_source(monkeypatch, tmp_path):
 
 
 def refusal():
-    """The probe's sentence, which must be one line, say no, and be the whole reason `choose` gives."""
-    usable, sentence = backend.probe()
+    """The sentence of a probe that finds no GPU: one line, and the whole reason that `choose` and `explain` give."""
+    usable, sentence = probe()
     assert not usable
     assert "\n" not in sentence and "====" not in sentence
-    assert backend.choose("auto") == "cpu"
-    assert backend.explain("auto") == f"device cpu: {sentence}"
+    assert choose("auto") == "cpu"
+    assert explain("auto") == f"device cpu: no GPU is used, as {sentence}"
     with pytest.raises(UserError) as error:
-        backend.choose("cuda")
-    assert str(error.value) == f"device asks for cuda, but {sentence}"
+        choose("cuda")
+    assert str(error.value) == f"device is 'cuda', but {sentence}"
     return sentence
 
 
@@ -118,7 +118,7 @@ WHEEL = "pip install 'cupy-cuda13x[ctk]', or 'cupy-cuda12x[ctk]' for a CUDA 12 d
 
 
 def test_probe_not_installed():
-    assert refusal() == f"CuPy is not installed ({WHEEL})"
+    assert refusal() == f"CuPy is not installed (to use an NVIDIA GPU: {WHEEL})"
 
 
 def test_probe_not_importable_names_the_cause_and_not_the_banner(install_source):
@@ -152,7 +152,7 @@ def test_probe_no_driver(install):
     install(count=CUDARuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version"))
     assert refusal() == ("CuPy 14.2.0 is installed but finds no usable NVIDIA driver: CUDARuntimeError: "
                          "cudaErrorInsufficientDriver: CUDA driver version is insufficient for CUDA runtime version "
-                         "(there is none, or it is too old for this CuPy: nvidia-smi tells)")
+                         "(there is none, or it is too old for this CuPy: see nvidia-smi)")
 
 
 @pytest.mark.parametrize("count", [0, CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")])
@@ -163,8 +163,8 @@ def test_probe_no_device(install, count):
 
 def test_probe_toolkit_libraries_missing(install):
     install(count=2, array=failing(ImportError('Failure finding "libcublasLt.so.13"\nsearched: here\nand there')))
-    assert refusal() == ('CuPy 14.2.0 sees 2 GPU(s) but cannot run on them: ImportError: Failure finding "libcublasLt.so.13" '
-                         f"(often the CUDA toolkit libraries are missing: {WHEEL})")
+    assert refusal() == ('CuPy 14.2.0 finds 2 GPU(s) but cannot compute on the first: ImportError: Failure finding '
+                         f'"libcublasLt.so.13" (often the CUDA toolkit libraries are missing: {WHEEL})')
 
 
 @pytest.mark.parametrize("error", [
@@ -174,8 +174,8 @@ def test_probe_toolkit_libraries_missing(install):
 ])
 def test_probe_out_of_memory(install, error):
     install(array=failing(error))
-    assert refusal() == (f"CuPy 14.2.0 sees 1 GPU(s) but the first has no free memory: {type(error).__name__}: {error} "
-                         "(nvidia-smi shows who holds it; CUDA_VISIBLE_DEVICES selects another GPU)")
+    assert refusal() == (f"CuPy 14.2.0 finds 1 GPU(s) but the first has no free memory: {type(error).__name__}: {error} "
+                         "(nvidia-smi shows which process holds it; CUDA_VISIBLE_DEVICES selects another GPU)")
 
 
 def test_probe_wrong_result(install):
@@ -184,100 +184,87 @@ def test_probe_wrong_result(install):
             return 26.0
 
     install(array=Wrong)
-    assert refusal() == ("CuPy 14.2.0 sees 1 GPU(s) but computes 26 where 22 is right "
+    assert refusal() == ("CuPy 14.2.0 finds 1 GPU(s) but computes 26 instead of 22 "
                          f"(update the driver or reinstall CuPy: {WHEEL})")
 
 
 @pytest.mark.parametrize("version", ["13.6.0", "14.2.0", "15.0.0a1"])
-def test_probe_believes_in_a_gpu_that_computes(install, version):
+def test_probe_finds_a_gpu_that_computes(install, version):
     install(version=version)
-    assert backend.probe() == (True, f"CuPy {version} sees 1 GPU(s) and computes on the first")
-    assert backend.choose() == backend.choose("cuda") == "cuda"
-    assert backend.explain() == f"device cuda: CuPy {version} sees 1 GPU(s) and computes on the first"
+    assert probe() == (True, f"CuPy {version} finds 1 GPU(s) and computes on the first")
+    assert choose() == choose("cuda") == "cuda"
+    assert explain() == f"device cuda: CuPy {version} finds 1 GPU(s) and computes on the first"
 
 
-def test_probe_asks_once(install):
+def test_probe_computes_once(install):
     install()
-    first = backend.probe()
+    first = probe()
     install(count=0)
-    assert backend.probe() is first
+    assert probe() is first
 
 
-@pytest.mark.parametrize("device, variable, taken, source", [
-    ("cpu", "cuda", "cpu", "device"),
+@pytest.mark.parametrize("device, variable, chosen, why", [
+    ("cpu", "cuda", "cpu", "requested"),
     ("cuda", "cpu", "cuda", None),
-    ("cpu", "gibberish", "cpu", "device"),
-    ("auto", "cpu", "cpu", "MINDDPM_DEVICE"),
-    (None, "cpu", "cpu", "MINDDPM_DEVICE"),
+    ("cpu", "gibberish", "cpu", "requested"),
+    ("auto", "cpu", "cpu", "requested by MINDDPM_DEVICE"),
+    (None, "cpu", "cpu", "requested by MINDDPM_DEVICE"),
     ("auto", "auto", "cuda", None),
     ("auto", "", "cuda", None),
     (None, None, "cuda", None),
 ])
-def test_device_argument_then_environment_then_machine(install, monkeypatch, device, variable, taken, source):
+def test_device_argument_then_environment_then_machine(install, monkeypatch, device, variable, chosen, why):
     install()
     if variable is not None:
         monkeypatch.setenv("MINDDPM_DEVICE", variable)
-    assert backend.choose(device) == taken
-    assert backend.explain(device) == f"device {taken}: " + (f"asked for by {source}" if source else backend.probe()[1])
+    assert choose(device) == chosen
+    assert explain(device) == f"device {chosen}: {why or probe()[1]}"
 
 
-def test_device_cpu_asks_no_gpu():
-    assert backend.choose("cpu") == "cpu"
-    assert backend.probe.cache_info().misses == 0
+def test_device_cpu_needs_no_probe():
+    assert choose("cpu") == "cpu"
+    assert probe.cache_info().misses == 0
 
 
 def test_device_of_the_environment_is_not_replaced_either(monkeypatch):
     monkeypatch.setenv("MINDDPM_DEVICE", "cuda")
-    with pytest.raises(UserError, match=r"^MINDDPM_DEVICE asks for cuda, but CuPy is not installed \(pip install "):
-        backend.choose()
+    with pytest.raises(UserError, match=r"^MINDDPM_DEVICE is 'cuda', but CuPy is not installed \(to use an NVIDIA GPU: pip "):
+        choose()
 
 
 def test_device_unknown_names_found_and_expected(monkeypatch):
     with pytest.raises(UserError, match="^device is 'gpu', expected one of auto, cpu, cuda$"):
-        backend.choose("gpu")
+        choose("gpu")
     monkeypatch.setenv("MINDDPM_DEVICE", "tpu")
     with pytest.raises(UserError, match="^MINDDPM_DEVICE is 'tpu', expected one of auto, cpu, cuda$"):
-        backend.choose("auto")
+        choose("auto")
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.uint8, np.int64])
 def test_arrays_go_to_the_device_and_come_back(install, dtype):
     install()
     a = np.arange(6, dtype=dtype).reshape(2, 3).T
-    d = backend.to_device(a, "cuda")
-    assert backend.is_cuda(d) and not backend.is_cuda(a)
-    for b in backend.to_host(d), backend.to_device(d, "cpu"):
+    d = to_device(a, "cuda")
+    assert is_cuda(d) and not is_cuda(a) and (device_of(d), device_of(a)) == ("cuda", "cpu")
+    for b in to_host(d), to_device(d, "cpu"):
         assert type(b) is np.ndarray and b.dtype == dtype
         np.testing.assert_array_equal(b, a)
 
 
 def test_arrays_that_are_there_are_not_copied():
     a = np.zeros(3)
-    assert backend.to_host(a) is a
-    assert backend.to_device(a, "cpu") is a
-    assert not backend.is_cuda(a) and not backend.is_cuda(3.0)
+    assert to_host(a) is a
+    assert to_device(a, "cpu") is a
+    assert not is_cuda(a) and not is_cuda(3.0) and device_of(a) == "cpu"
 
 
 def test_to_device_takes_what_choose_returned():
     with pytest.raises(UserError, match="^device is 'auto', expected cpu or cuda"):
-        backend.to_device(np.zeros(3), "auto")
+        to_device(np.zeros(3), "auto")
 
 
-def test_import_of_backend_imports_no_cupy(tmp_path):
+def test_import_of_device_imports_no_cupy(tmp_path):
     (tmp_path / "cupy.py").write_text("raise SystemExit('imported')")
     code = "import sys, numpy, minddpm.device as b; assert not b.is_cuda(numpy.zeros(1)); assert 'cupy' not in sys.modules"
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True)
-
-
-def test_cpu_count_prefers_what_this_process_may_use(monkeypatch):
-    monkeypatch.setattr(os, "process_cpu_count", lambda: 3, raising=False)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 5}, raising=False)
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    assert backend.cpu_count() == 3
-    monkeypatch.delattr(os, "process_cpu_count")
-    assert backend.cpu_count() == 2
-    monkeypatch.delattr(os, "sched_getaffinity")
-    assert backend.cpu_count() == 64
-    monkeypatch.setattr(os, "cpu_count", lambda: None)
-    assert backend.cpu_count() == 1

@@ -1,7 +1,6 @@
 """The command line: minddpm demo, train, sample, evaluate, paper, data, selftest.
 
-Exit codes: 0 done, 1 a check of selftest failed, 2 something that you can put right (one sentence on stderr), 130 stopped by
-Ctrl-C.
+Exit codes: 0 done, 1 a check of selftest failed, 2 an error that you can fix (one sentence on stderr), 130 stopped by Ctrl-C.
 """
 
 import argparse
@@ -11,13 +10,13 @@ import sys
 from dataclasses import fields
 
 import minddpm
-from minddpm import device as backend
 from minddpm.app import commands, settings
+from minddpm.device import DEVICES, is_out_of_memory, reason
 from minddpm.errors import UserError
 
 
 def main(argv=None):
-    """Run one command -> exit code."""
+    """Run one command; its exit code."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace", line_buffering=True)   # β where the terminal has none; lines as they come
     args = _parser().parse_args(argv)
@@ -28,12 +27,9 @@ def main(argv=None):
     except UserError as e:
         print(f"minddpm: {e}", file=sys.stderr)
         return 2
-    except MemoryError as e:
-        print(f"minddpm: out of memory: {backend.reason(e)}", file=sys.stderr)
-        return 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())          # or the interpreter complains again at its exit
-        print("minddpm: what read the output has closed it", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())          # or Python prints another error at its exit
+        print("minddpm: the output was closed before its end", file=sys.stderr)
         return 2
     except OSError as e:
         print(f"minddpm: {e.filename or 'output'}: {e.strerror or e}", file=sys.stderr)
@@ -41,10 +37,23 @@ def main(argv=None):
     except KeyboardInterrupt:
         print("minddpm: stopped", file=sys.stderr)
         return 130
+    except Exception as e:
+        if not is_out_of_memory(e):
+            raise
+        print(f"minddpm: out of memory: {reason(e)}", file=sys.stderr)
+        return 2
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, without the usage."""
+
+    def error(self, message):
+        """Exit with code 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def _parser():
-    parser = argparse.ArgumentParser(prog="minddpm", description=minddpm.__doc__)
+    parser = Parser(prog="minddpm", description=minddpm.__doc__)
     parser.add_argument("--version", action="version", version=f"minddpm {minddpm.__version__}")
     into_main = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -72,7 +81,7 @@ def _parser():
     p.add_argument("--seed", type=_seed, default=0,
                    help="image k of a seed is the same whatever -n and --batch (default: %(default)s)")
     p.add_argument("--batch", type=int, default=64, help="images at a time (default: %(default)s)")
-    p.add_argument("--sigma2", choices=("beta", "beta_tilde"), help="σ_t²; by default as the model says")
+    p.add_argument("--sigma2", choices=("beta", "beta_tilde"), help="σ_t²; by default the model's")
     p.add_argument("--no-clip", action="store_true", help="Alg. 2 as printed: do not clip the estimate of x_0 to [-1, 1]")
     p.add_argument("--out", metavar="F.png", help="grid of all samples; by default DIR/samples.png")
     p.add_argument("--gif", metavar="F.gif", help="film of the reverse process of the first batch")
@@ -104,7 +113,7 @@ def _parser():
     p.add_argument("--out", metavar="F.png", help="by default NAME.png")
 
     p = command("selftest", commands.selftest)
-    p.add_argument("--device", choices=backend.DEVICES, default="auto", help="what to test (default: %(default)s)")
+    p.add_argument("--device", choices=DEVICES, default="auto", help="what to test (default: %(default)s)")
     return parser
 
 
@@ -121,19 +130,21 @@ def _setting_flag(p, f):
 
 
 def _compute_flags(p):
-    p.add_argument("--threads", type=int, help="worker threads; by default one a CPU")
-    p.add_argument("--device", choices=backend.DEVICES, default="auto", help="where to compute (default: %(default)s)")
+    p.add_argument("--threads", type=_threads, metavar="N", help="worker threads; by default one a CPU")
+    p.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (default: %(default)s)")
 
 
-def _minutes(text):
-    with contextlib.suppress(ValueError):
-        if 0 < (minutes := float(text)) < 1e6:
-            return minutes
-    raise argparse.ArgumentTypeError(f"{text!r}; expected a positive number of minutes")
+def _number(kind, low, high, expected):
+    """A type for argparse: numbers of a kind from low to high."""
+    def number(text):
+        with contextlib.suppress(ValueError):
+            if low <= (value := kind(text)) <= high:
+                return value
+        raise argparse.ArgumentTypeError(f"{text!r}; expected {expected}")
+
+    return number
 
 
-def _seed(text):
-    with contextlib.suppress(ValueError):
-        if 0 <= (seed := int(text)) < 2**63:
-            return seed
-    raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number from 0 to 2^63 - 1")
+_minutes = _number(float, 1e-9, 1e6, "a positive number of minutes")
+_seed = _number(int, 0, 2**63 - 1, "a whole number from 0 to 2^63 - 1")
+_threads = _number(int, 1, 4096, "a whole number from 1 to 4096")

@@ -1,159 +1,83 @@
-"""What a training run will cost, from one small part of a step that is really computed."""
+"""The memory and time of a training run, from a few steps on as many images as are computed at a time."""
 
 import time
 import tracemalloc
+from contextlib import contextmanager
 from dataclasses import asdict, replace
-from typing import NamedTuple
 
-from minddpm import device as backend
 from minddpm import tree
-from minddpm.app.fitting import proposing
+from minddpm.app.bits_per_dim import prior_warning
+from minddpm.app.memory import out_of_memory
 from minddpm.app.progress import clock
-from minddpm.app.run import prepare, resident, workers_for
-from minddpm.app.settings import Settings
-from minddpm.data import Dataset
-from minddpm.fast import ops as layers
-from minddpm.likelihood import prior_warning
-from minddpm.train import TrainingState, draw_batch, gradient, train_step
-from minddpm.unet import UNetConfig, init
-from minddpm.unet.recompute import TRAINING
+from minddpm.app.run import new_state, prepare
+from minddpm.device import free_memory, pool_bytes
+from minddpm.fast import workers_for
+from minddpm.fast.training import gradient_by, update_by
+from minddpm.train import train
 
-PROGRAM = 40 * 2**20        # bytes: Python with NumPy, before it has done anything
-GAPS = 1.05                 # what a process holds over its arrays, which come and go: measured 1.00 to 1.12
+BASE_RSS = 55 * 2**20       # bytes: the process with NumPy and minddpm imported
+ALLOCATOR_OVERHEAD = 1.3    # resident memory for the arrays of a step over their bytes: measured 1.2 to 1.5 after 12 steps
+STEPS = 10**9               # more than are ever tried
 
 
-class Trial(NamedTuple):
-    """A run that is thrown away, with all that it needs on its device."""
-
-    told: Settings
-    cfg: UNetConfig
-    dataset: Dataset
-    state: TrainingState
-    device: str
-
-    @property
-    def parts(self):
-        """How many images each part of the batch has."""
-        return [part.stop - part.start for part in workers_for(self.told, self.device).parts(self.told.batch)]
-
-    @property
-    def threads(self):
-        """How many parts are computed at a time."""
-        return min(len(self.parts), workers_for(self.told, self.device).threads)
-
-    def of(self, images):
-        """The same with another batch."""
-        return self._replace(told=replace(self.told, batch=images))
-
-
-def seconds_per_step(wanted, steps=5):
+def seconds_per_step(requested, steps=5):
     """The time of a training step with these settings: the fastest of a few, on a state that is thrown away."""
-    return _seconds(_trial(wanted), steps)
+    settings, dataset, device = prepare(requested)
+    with _trial(settings, dataset, device, new_state(settings, dataset, device)) as step:
+        return min(_seconds(step) for _ in range(steps))
 
 
-def _seconds(trial, steps):
-    told, cfg, dataset, state, device = trial
-    times = []
-    with workers_for(told, device) as workers:
-        for step in range(1, steps + 1):
-            start = time.perf_counter()
-            train_step(told, cfg, told.schedule(), state, draw_batch(told, dataset, step, device), workers).read(step)
-            times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def estimate(wanted):
-    """Settings, parameters, memory and time of a run as text, for --dry-run.
-
-    UserError: as begin, and where the memory does not suffice, with a batch for which it does.
-    """
-    trial = _trial(wanted)
-    return proposing(lambda: _report(trial), trial.told.batch, lambda images: _seconds(trial.of(images), 1), trial.device,
-                     "trying a step")
-
-
-def _report(trial):
-    told, _, dataset, state, _ = trial
-    measured = max(trial.parts) * trial.threads
-    seconds = _seconds(trial.of(measured), steps=2) * told.batch / measured
-    lines = [f"  {name:13} {value}" for name, value in asdict(told).items()]
-    warning = prior_warning(told.schedule())
-    where = "on the GPU" if trial.device == "cuda" else f"on {workers_for(told, trial.device).threads} threads"
+def dry_run(requested):
+    """Settings, parameters, memory and time of a run as text, for --dry-run.  UserError: as run.begin, or out of memory."""
+    settings, dataset, device = prepare(requested)
+    state = new_state(settings, dataset, device)
+    workers = workers_for(device, settings.threads, settings.batch)
+    sizes = [part.stop - part.start for part in workers.parts(settings.batch)]
+    images = max(sizes) * min(len(sizes), workers.threads)              # computed at a time
+    with out_of_memory(f"trying a step with --batch {settings.batch}", "try a smaller --batch or --memory checkpoint"), \
+            _trial(replace(settings, batch=images), dataset, device, state) as step:
+        peak = _peak(step, device)
+        seconds = min(_seconds(step) for _ in range(2)) * settings.batch / images
+    weights = sum(a.nbytes for a in tree.leaves(state.params))
+    peak += weights                                                     # the gradient of the step before
+    if len(sizes) > workers.threads:
+        peak += weights                                                 # the sum of the parts' gradients
+    if device == "cpu":
+        peak = BASE_RSS + 4 * weights + dataset.train.nbytes + dataset.held_out.nbytes + ALLOCATOR_OVERHEAD * peak
+    warning = prior_warning(settings.schedule())
     return "\n".join([
-        "settings", *lines,
+        "settings", *(f"  {name:13} {value}" for name, value in asdict(settings).items()),
         f"data           {len(dataset.train)} images to train on, {len(dataset.held_out)} held out",
         f"parameters     {tree.size(state.params):,}",
-        f"memory         about {_memory(trial)}",
-        f"time           about {seconds:.2g} s a step, {clock(seconds * told.steps)} in all, {where}",
+        f"memory         about {peak / 2**20:,.0f} MB",
+        f"time           about {seconds:.2g} s a step, {clock(seconds * settings.steps)} in all, "
+        + ("on the GPU" if device == "cuda" else f"on {workers.threads} threads"),
         *([f"warning: {warning}"] if warning else []),
     ])
 
 
-def _memory(trial):
-    """What the run's policy of memory.py costs and what the other one would, as text."""
-    name, (other,) = trial.told.memory, TRAINING.keys() - {trial.told.memory}
-    part, seconds = _cost_of_a_part(trial, TRAINING[name])
-    text = f"{_peak(trial, part) / 2**20:,.0f} MB; with --memory {other} "
-    try:
-        other_part, other_seconds = _cost_of_a_part(trial, TRAINING[other])
-    except Exception as error:
-        if not backend.is_out_of_memory(error):
-            raise
-        return text + "it does not fit"
-    return text + f"{_peak(trial, other_part) / 2**20:,.0f} MB, at {other_seconds / seconds:.1f} times the time"
+@contextmanager
+def _trial(settings, dataset, device, state):
+    """A function that does the next training step and waits for its result."""
+    settings = replace(settings, steps=STEPS)
+    with workers_for(device, settings.threads, settings.batch) as workers:
+        steps = train(settings, settings.config(dataset.image_shape[2]), settings.schedule(), state, dataset,
+                      gradient_by(workers, settings.policy), update_by(workers))
+        yield lambda: next(steps).checked()
 
 
-def _peak(trial, part):
-    """The bytes that the run holds at most, of which `part` a gradient of one part: the process, or on a GPU CuPy's pool.
-
-    Weights, their average and Adam's moments; the images; for each part at a time its gradient; the weights made ready for
-    all of them, which `part` holds too; and where parts follow on others, the sum of their gradients.
-    """
-    dataset, params = trial.dataset, trial.state.params
-    weights = 4 * tree.size(params)
-    if trial.device == "cuda":
-        return 4 * weights + part + (dataset.train.nbytes if backend.is_cuda(dataset.train) else 0)
-    ready = sum(a.nbytes for a in tree.leaves(layers.prepare(params, trial.cfg.image_size, training=True))) - weights
-    total = weights if len(trial.parts) > trial.threads else 0
-    step = ready + trial.threads * (part - ready) + total
-    return PROGRAM + 4 * weights + dataset.train.nbytes + dataset.held_out.nbytes + GAPS * step
+def _seconds(step):
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
 
 
-def _cost_of_a_part(trial, run):
-    """The memory, in bytes, and the time of the gradient of the largest part, under a policy of memory.py."""
-    told, cfg, dataset, state, device = trial.of(max(trial.parts))
-    batch = draw_batch(told, dataset, 1, device)
-    with workers_for(replace(told, threads=1), device) as workers:
-        def compute():
-            start = time.perf_counter()
-            loss, _ = gradient(told.objective, cfg, told.schedule(), state.params, batch, workers, run=run)
-            float(loss)
-            return time.perf_counter() - start
-
-        peak = _peak_on_gpu if device == "cuda" else peak_on_cpu
-        return peak(compute), min(compute() for _ in range(2))
-
-
-def peak_on_cpu(compute):
-    """The bytes that compute() held at most, over what was there before."""
+def _peak(step, device):
+    """The bytes that a step allocates at most at a time; on a GPU all that CuPy's pool then holds, which only grows."""
+    free_memory(device)
     tracemalloc.start()
     try:
-        compute()
-        return tracemalloc.get_traced_memory()[1]
+        step()
+        return pool_bytes() if device == "cuda" else tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()
-
-
-def _peak_on_gpu(compute):
-    """CuPy's pool only grows: what it has gained is the peak."""
-    backend.free_memory("cuda")
-    before = backend.pool_bytes()
-    compute()
-    return backend.pool_bytes() - before
-
-
-def _trial(wanted):
-    dataset, told, device = prepare(wanted)
-    cfg = told.config(dataset.image_shape[2])
-    params = tree.map(lambda a: backend.to_device(a, device), init(cfg, told.seed))
-    return Trial(told, cfg, resident(dataset, device), TrainingState.begin(params), device)

@@ -1,4 +1,4 @@
-"""Everything that a training run can be told, in one frozen dataclass: the command line's flags and the run's settings.json."""
+"""The settings of a training run, one frozen dataclass: the flags of `minddpm train` and the content of settings.json."""
 
 import math
 from dataclasses import asdict, dataclass, field, fields, replace
@@ -10,14 +10,15 @@ from minddpm.errors import UserError
 from minddpm.objective import OBJECTIVES
 from minddpm.storage import files
 from minddpm.unet import UNetConfig
-from minddpm.unet.recompute import TRAINING as MEMORY
+from minddpm.unet.recompute import recompute, store
 
 PRESETS = {"tiny": UNetConfig.tiny, "small": UNetConfig.small, "medium": UNetConfig.medium,
            "cifar10": UNetConfig.cifar10, "image256": UNetConfig.image256}
 SCHEDULES = {"linear": Schedule.linear, "quadratic": Schedule.quadratic,
              "constant": lambda T, beta_1, beta_T: Schedule.constant(T, beta_T)}
+MEMORY = {"keep": store, "checkpoint": recompute}           # --memory, and what unet then stores for the backward pass
 
-# How long and how each network is trained unless told otherwise.  cifar10, image256: Sec. 4 and App. B; warm-up: released code.
+# The presets' defaults for the settings whose default is None.  cifar10, image256: Sec. 4 and App. B; warm-up: released code.
 SHORT = dict(batch=64, lr=1e-3, lr_final=1e-5, warmup=50, ema=0.999, dropout=0.0, flips=False)
 PAPER = dict(lr_final=None, warmup=5_000, ema=0.9999, flips=True, sample_every=10_000)
 TRAINING = {
@@ -38,18 +39,17 @@ def _setting(help, default=None, kind=None, low=-math.inf, high=math.inf, choice
 
 @dataclass(frozen=True)
 class Settings:
-    """A training run.  None stands for the preset's own choice; see `resolved`.  UserError: a value out of range."""
+    """The settings of a training run.  None stands for the preset's default; see `resolved`.  UserError: a value out of range."""
 
     data: str = _setting("data set: a built-in name or a path; see `minddpm data list`", "mnist16")
-    preset: str = _setting("network; by default the one for the size of the images", kind=str, choices=PRESETS)
+    preset: str = _setting("network; by default the one for the images' size", kind=str, choices=PRESETS)
     steps: int = _setting("training steps", kind=int, low=1, high=COUNT)
     batch: int = _setting("images a step", kind=int, low=1)
     lr: float = _setting("Adam's learning rate", kind=float, low=0, high=1)
-    lr_final: float = _setting("learning rate at the last step, reached along a half cosine; where only --lr is given, that one",
+    lr_final: float = _setting("learning rate at the last step, reached along a half cosine; by default --lr if that is given",
                                kind=float, low=0, high=1)
     warmup: int = _setting("steps over which the learning rate rises linearly from 0", kind=int, low=0, high=COUNT)
-    grad_clip: float = _setting("largest global norm of the gradient; a larger gradient is scaled down to it", 1.0, low=0,
-                                high=1e9)
+    grad_clip: float = _setting("global norm to which a larger gradient is scaled down", 1.0, low=0, high=1e9)
     ema: float = _setting("decay of the moving average of the weights", kind=float, low=0, high=1)
     dropout: float = _setting("dropout rate in the residual blocks", kind=float, low=0, high=0.99)
     flips: bool = _setting("mirror each image with probability 1/2", kind=bool)
@@ -61,8 +61,8 @@ class Settings:
     sigma2: str = _setting("σ_t² of p_θ; by default beta, but learned where the objective learns it", kind=str,
                            choices=("beta", "beta_tilde", "learned"))
     seed: int = _setting("seed of everything random", 0, low=0, high=2**63 - 1)
-    memory: str = _setting("what the blocks keep for the gradient: all, or their inputs, at the price of one more forward pass",
-                           "keep", choices=MEMORY)
+    memory: str = _setting("checkpoint: gradient checkpointing, less memory for one more forward pass a step", "keep",
+                           choices=MEMORY)
     threads: int = _setting("worker threads; by default one a CPU", kind=int, low=1, high=4096)
     device: str = _setting("where to compute", "auto", choices=DEVICES)
     save_every: int = _setting("steps between two saves; 0: at the end only", 500, low=0, high=COUNT)
@@ -74,11 +74,14 @@ class Settings:
                 _check(f.name, getattr(self, f.name), **{k: f.metadata[k] for k in ("kind", "low", "high", "choices")})
 
     def resolved(self, image_shape):
-        """The same settings with the preset chosen for (H, W, C) images, and its choices in the place of every None."""
+        """The same settings with the preset for (H, W, C) images, and its defaults in place of None.
+
+        UserError: no preset is for images of this size, or the given one is for another size, or sigma2 does not fit.
+        """
         preset = self.preset or preset_for(image_shape)
         given = {name: value for name, value in asdict(self).items() if value is not None}
         if "lr" in given and "lr_final" not in given:
-            given["lr_final"] = None                             # who names a learning rate means that one
+            given["lr_final"] = None                             # the preset's decay belongs to the preset's lr
         settings = Settings(**TRAINING[preset] | given | {"preset": preset, "sigma2": self._sigma2()})
         config = settings.config(image_shape[2])
         if tuple(image_shape[:2]) != (config.image_size, config.image_size):
@@ -88,16 +91,21 @@ class Settings:
         return settings
 
     def config(self, channels):
-        """The network's sizes for images of so many channels."""
+        """The network's sizes, a UNetConfig, for images with this number of channels."""
         return replace(PRESETS[self.preset](channels), dropout=self.dropout,
                        learned_sigma=OBJECTIVES[self.objective].learned_sigma)
 
     def schedule(self):
-        """The β schedule.  UserError: one that leaves 0 < β_t < 1."""
+        """The β schedule.  UserError: not all β_t are between 0 and 1."""
         try:
             return SCHEDULES[self.beta_schedule](self.T, self.beta_1, self.beta_T)
         except ValueError as e:
             raise UserError(str(e)) from e
+
+    @property
+    def policy(self):
+        """What the network's forward pass stores for the backward pass: a function of unet/recompute.py."""
+        return MEMORY[self.memory]
 
     def _sigma2(self):
         learned = OBJECTIVES[self.objective].learned_sigma
@@ -109,7 +117,7 @@ class Settings:
 
 
 def preset_for(image_shape):
-    """The name of the smallest preset for (H, W, C) images.  UserError: there is none."""
+    """The name of the preset for (H, W, C) images.  UserError: there is none."""
     for name, make in PRESETS.items():
         if tuple(image_shape[:2]) == (make().image_size,) * 2:
             return name
@@ -118,7 +126,7 @@ def preset_for(image_shape):
 
 
 def read(folder):
-    """A run's settings.json -> Settings.  UserError: no run there, an unknown name, or a value out of range."""
+    """The Settings in a run's settings.json.  UserError: no run there, an unknown name, or a value out of range."""
     path = Path(folder) / "settings.json"
     if not path.is_file():
         raise UserError(f"{folder} holds no run to resume; expected a settings.json in it")

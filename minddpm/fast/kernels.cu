@@ -146,7 +146,7 @@ __global__ void swish_backward(const float *dy, const float *x, float *dx, unsig
 // attention.attention's softmax, of scale times each row of S (rows,T), in place; one block at a time for each row.
 __global__ void softmax(float *S, unsigned rows, unsigned T, float scale) {
     for (unsigned row = blockIdx.x; row < rows; row += gridDim.x) {
-        float *P = S + row * T, most = P[0], sum = 0;
+        float *P = S + (size_t)row * T, most = P[0], sum = 0;
         for (unsigned e = threadIdx.x; e < T; e += blockDim.x) most = fmaxf(most, P[e]);
         most = block_max(most);
         for (unsigned e = threadIdx.x; e < T; e += blockDim.x) sum += P[e] = expf(scale * (P[e] - most));
@@ -155,14 +155,14 @@ __global__ void softmax(float *S, unsigned rows, unsigned T, float scale) {
     }
 }
 
-// Its pullback: dP -> dS = scale P (dP - sum of dP P), in place.
+// Its pullback: dP (rows,T) -> dS = scale P (dP - sum of dP P over the row), in place.
 __global__ void softmax_backward(float *dP, const float *P, unsigned rows, unsigned T, float scale) {
     for (unsigned row = blockIdx.x; row < rows; row += gridDim.x) {
-        float sum = 0;
-        for (unsigned e = threadIdx.x; e < T; e += blockDim.x) sum += dP[row * T + e] * P[row * T + e];
+        float *d = dP + (size_t)row * T, sum = 0;
+        const float *p = P + (size_t)row * T;
+        for (unsigned e = threadIdx.x; e < T; e += blockDim.x) sum += d[e] * p[e];
         sum = block_sum(sum);
-        for (unsigned e = threadIdx.x; e < T; e += blockDim.x)
-            dP[row * T + e] = scale * P[row * T + e] * (dP[row * T + e] - sum);
+        for (unsigned e = threadIdx.x; e < T; e += blockDim.x) d[e] = scale * p[e] * (d[e] - sum);
     }
 }
 

@@ -104,8 +104,8 @@ def linear(p, x):
     return y.reshape(*x.shape[:-1], w.shape[1]), linear_back
 
 
-def conv1x1(p, x):
-    """App. B.  layers.conv2d(p, x) with k = 1: a dense layer on each pixel.  weight (1,1,C,N), x (B,H,W,C) -> y (B,H,W,N)."""
+def conv1x1(p, x, linear=linear):
+    """App. B.  layers.conv2d(p, x) with k = 1: the dense layer on each pixel.  weight (1,1,C,N), x (B,H,W,C) -> y (B,H,W,N)."""
     w = p["weight"]
     y, linear_back = linear({"weight": w[0, 0], "bias": p["bias"]}, x)
 

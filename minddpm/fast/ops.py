@@ -14,11 +14,16 @@ def ops_for(params, image_size, training=False, map=map):
 
     The parameters must not change while the result is used.  image_size: the side of its images.  training: whether gradients
     are wanted.  map: how to go over the convolutions, such as Workers.map.
-    The environment variable MINDDPM_KERNELS=0 makes it the plain layers, for comparisons.
+    The plain layers where `plain_only` is true.
     """
-    if os.environ.get("MINDDPM_KERNELS") == "0":
+    if plain_only():
         return layers
     return cuda.OPS if is_cuda(params["conv_in"]["weight"]) else CpuOps(params, image_size, training, map)
+
+
+def plain_only():
+    """Whether the environment variable MINDDPM_KERNELS is 0, which turns this file and the CUDA kernels off, for comparisons."""
+    return os.environ.get("MINDDPM_KERNELS") == "0"
 
 
 class CpuOps:

@@ -5,7 +5,7 @@ import numpy as np
 from minddpm import optim, train
 from minddpm.device import is_cuda, to_device
 from minddpm.fast import adam, adam_cuda
-from minddpm.fast.ops import ops_for
+from minddpm.fast.ops import ops_for, plain_only
 from minddpm.unet.recompute import store
 
 
@@ -16,7 +16,7 @@ def gradient_by(workers, policy=store):
     """
     def gradient(objective, cfg, s, params, batch, sigma2="beta", levels=256):
         if is_cuda(params["conv_in"]["weight"]):
-            x0, eps, seeds = (to_device(a, "cuda") for a in (batch.x0, batch.eps, batch.seeds))
+            x0, eps, seeds = (to_device(a, "cuda") for a in (batch.x0, batch.eps, batch.seeds.astype(np.uint64)))
             batch = train.Batch(x0, batch.t, eps, seeds)
         ops, B = ops_for(params, cfg.image_size, training=True, map=workers.map), len(batch.x0)
 
@@ -42,6 +42,8 @@ def _add_to(total, g):
 def update_by(workers):
     """train.update, with the leaves of the trees shared out among the workers, or by kernels on a GPU."""
     def update(settings, state, gradient):
+        if plain_only():
+            return train.update(settings, state, gradient)
         kernels, step = adam_cuda.fits(gradient), state.step + 1
         norm = (adam_cuda if kernels else optim).global_norm(gradient)
         lr = optim.learning_rate(step, settings.lr, settings.warmup, settings.lr_final, settings.steps)
@@ -49,9 +51,11 @@ def update_by(workers):
         if kernels:
             adam_cuda.adam_ema(state, gradient, step, lr, scale, settings.ema)
         else:
+            scale = float(scale)
+
             def update_leaf(p, m, v, g, average):
                 with np.errstate(over="ignore", invalid="ignore"):
-                    adam.adam_ema(p, m, v, g, average, step, lr, float(scale), settings.ema)
+                    adam.adam_ema(p, m, v, g, average, step, lr, scale, settings.ema)
 
             workers.for_each_leaf(update_leaf, state.params, state.m, state.v, gradient, state.ema)
         state.step = step

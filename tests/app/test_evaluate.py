@@ -3,7 +3,8 @@
 import json
 import math
 import shutil
-from types import SimpleNamespace
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import oracles
@@ -12,11 +13,14 @@ import scipy.linalg
 
 from minddpm import data
 from minddpm.app import cli, evaluate, run, settings
+from minddpm.app.bits_per_dim import Estimate
 from minddpm.app.metrics import frechet, nearest, pca
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
-from minddpm.fast.workers import Workers
-from minddpm.likelihood import Estimate, vlb
+from minddpm.fast import Workers
+from minddpm.likelihood import vlb
+from minddpm.model import Model
+from minddpm.random import rng
 from minddpm.unet import UNetConfig
 
 # Distances ----------------------------------------------------------------------------------------------------------------
@@ -79,10 +83,17 @@ def test_nearest_neighbours_by_brute_force():
 DIGITS = data.load("digits")
 
 
+@dataclass(frozen=True, eq=False)
+class Oracle(Model):
+    """A model whose output is a function of x_t and t."""
+
+    output: Any = None
+
+
 def oracle_model(s, images, levels=17):
     """A finite data set's best denoiser in the place of a trained model."""
-    return SimpleNamespace(schedule=s, sigma2="beta", clip=True, predicts="eps", config=UNetConfig.tiny(1),
-                           eps_theta=oracles.finite(s, data.scale(images, levels).astype(np.float64)))
+    params = {"conv_in": {"bias": np.zeros(1, np.float32)}}
+    return Oracle(UNetConfig.tiny(1), params, s, output=oracles.finite(s, data.scale(images, levels).astype(np.float64)))
 
 
 def test_table1_bits_of_many_images_are_the_bounds_of_its_batches():
@@ -94,7 +105,7 @@ def test_table1_bits_of_many_images_are_the_bounds_of_its_batches():
     assert bound.L.shape == (70, 7) and isinstance(quick, Estimate) and quick.total.shape == (70,)
     x0 = data.scale(images, 17)
     for k in 0, 64:
-        alone = vlb(s, model.eps_theta, x0[k:k + 64], np.random.default_rng([3, k]), levels=17)
+        alone = vlb(s, model.output, x0[k:k + 64], rng("bound", 3, k, evaluate.HELD_OUT), levels=17)
         np.testing.assert_allclose(bound.L[k:k + 64], alone.L, rtol=1e-6)
     summary = evaluate.summary(bound, 6)
     assert summary["total"] == pytest.approx(summary["rate"] + summary["distortion"])
@@ -124,6 +135,16 @@ def test_sec4_a_model_that_copies_its_training_images_is_found_out(monkeypatch):
     assert honest["copies"] <= 2 and honest["closer_than_99_percent_of_held_out"] < 0.1
     text = evaluate.quality_text(q)
     assert "100 samples are copies" in text and "no FID" in text and "100.0 % are nearer" in text
+
+
+def test_each_batch_of_each_part_of_the_report_has_noise_of_its_own(monkeypatch):
+    """Held-out images, training images and the released code's L_0, two batches of each."""
+    streams = []
+    monkeypatch.setattr(evaluate, "rng", lambda *key: streams.append(key) or rng(*key))
+    with Workers(1) as workers:
+        evaluate.table_1(oracle_model(Schedule.linear(2, 0.02, 0.4), DIGITS.train[:3]), DIGITS, 70, 3, workers)
+    noise = [key for key in streams if key[0] == "bound"]
+    assert len(noise) == len(set(noise)) == 6 and {key[:2] for key in streams} == {("bound", 3), ("choice of images", 3)}
 
 
 def test_choice_of_images_is_spread_and_reproducible():

@@ -12,7 +12,7 @@ from minddpm.app import loop, run, settings
 from minddpm.app.settings import Settings
 from minddpm.unet import UNetConfig
 
-TOLD = Settings(data="digits", preset="tiny", batch=24, lr=1e-3, lr_final=1e-5, warmup=3, steps=12, ema=0.9, T=20, threads=2,
+REQUESTED = Settings(data="digits", preset="tiny", batch=24, lr=1e-3, lr_final=1e-5, warmup=3, steps=12, ema=0.9, T=20, threads=2,
                 dropout=0.3, flips=True, save_every=4, sample_every=0)
 
 
@@ -26,7 +26,8 @@ class Killed(BaseException):
 
 @pytest.fixture
 def smaller(monkeypatch):
-    monkeypatch.setitem(settings.PRESETS, "tiny", lambda channels=1: UNetConfig(8, channels, widths=(8, 16), blocks=1, attention=(1,), groups=4))
+    small = UNetConfig(8, 1, widths=(8, 16), blocks=1, attention=(1,), groups=4)
+    monkeypatch.setitem(settings.PRESETS, "tiny", lambda channels=1: replace(small, in_channels=channels))
 
 
 def everything(folder):
@@ -39,18 +40,18 @@ def everything(folder):
 def killed_at(monkeypatch, step):
     batch = data.Dataset.batch
 
-    def killed(dataset, size, k, seed):
+    def killed(dataset, size, k, *more):
         if k == step:
             raise Killed
-        return batch(dataset, size, k, seed)
+        return batch(dataset, size, k, *more)
 
     monkeypatch.setattr(data.Dataset, "batch", killed)
 
 
 def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, smaller):
-    whole = run.begin(tmp_path / "whole", TOLD)
+    whole = run.begin(tmp_path / "whole", REQUESTED)
     assert loop.train(whole)
-    current = run.begin(tmp_path / "killed", TOLD)
+    current = run.begin(tmp_path / "killed", REQUESTED)
     for step in 1, 3, 5, 8, 9, 12:
         with monkeypatch.context() as patch, pytest.raises(Killed):
             killed_at(patch, step)
@@ -65,13 +66,12 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, smaller
 
 
 def test_resumed_in_a_fresh_process_equals_uninterrupted(tmp_path, monkeypatch):
-    told = replace(TOLD, batch=8, steps=10, save_every=4)
-    assert loop.train(run.begin(tmp_path / "whole", told))
+    requested = replace(REQUESTED, batch=8, steps=10, save_every=4)
+    assert loop.train(run.begin(tmp_path / "whole", requested))
     with monkeypatch.context() as patch, pytest.raises(Killed):
         killed_at(patch, 7)
-        loop.train(run.begin(tmp_path / "killed", told))
-    code = "import sys; from minddpm.app.cli import main; sys.exit(main())"
-    subprocess.run([sys.executable, "-c", code, "train", "--resume", tmp_path / "killed"], check=True, stdout=subprocess.PIPE)
+        loop.train(run.begin(tmp_path / "killed", requested))
+    subprocess.run([sys.executable, "-m", "minddpm", "train", "--resume", tmp_path / "killed"], check=True, capture_output=True)
     fresh = run.resume(tmp_path / "killed").state
     for name in "params", "m", "v", "ema":
         same(getattr(fresh, name), getattr(run.resume(tmp_path / "whole").state, name))

@@ -1,4 +1,4 @@
-"""settings.py: what a run can be told, its bounds, what the presets fill in, and its way through settings.json and back."""
+"""settings.py: the settings and their bounds, what the presets fill in, and the way through settings.json and back."""
 
 import json
 import math
@@ -14,6 +14,7 @@ from minddpm.app import settings
 from minddpm.app.settings import PRESETS, TRAINING, Settings
 from minddpm.errors import UserError
 from minddpm.storage import files
+from minddpm.unet.recompute import recompute, store
 
 FIELDS = {f.name: f for f in fields(Settings)}
 NUMBERS = [name for name, f in FIELDS.items() if f.metadata["kind"] in (int, float) and not f.metadata["choices"]]
@@ -38,9 +39,9 @@ def valid(f):
 @hypothesis_settings(deadline=None, max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(values=st.fixed_dictionaries({}, optional={name: valid(f) for name, f in FIELDS.items()}))
 def test_settings_go_through_json_and_back(tmp_path, values):
-    told = Settings(**values)
-    files.write_json(tmp_path / "settings.json", asdict(told))
-    assert settings.read(tmp_path) == told
+    requested = Settings(**values)
+    files.write_json(tmp_path / "settings.json", asdict(requested))
+    assert settings.read(tmp_path) == requested
     json.loads((tmp_path / "settings.json").read_text(), parse_constant=pytest.fail)      # NaN and Infinity are no JSON
 
 
@@ -97,13 +98,13 @@ def test_every_setting_has_help_and_the_defaults_are_valid():
 def test_resolved_fills_in_the_presets_choices_for_its_size(preset):
     size = PRESETS[preset]().image_size
     for channels in 1, 3:
-        told = Settings().resolved((size, size, channels))
-        assert told.preset == preset
-        assert {name: getattr(told, name) for name in TRAINING[preset]} == TRAINING[preset]
-        assert all(getattr(told, name) is not None for name in OPTIONAL if name not in ("threads", "lr_final"))
-        config = told.config(channels)
-        assert (config.image_size, config.in_channels, config.dropout) == (size, channels, told.dropout)
-        assert told.resolved((size, size, channels)) == told                        # what settings.json holds stays as it is
+        resolved = Settings().resolved((size, size, channels))
+        assert resolved.preset == preset
+        assert {name: getattr(resolved, name) for name in TRAINING[preset]} == TRAINING[preset]
+        assert all(getattr(resolved, name) is not None for name in OPTIONAL if name not in ("threads", "lr_final"))
+        config = resolved.config(channels)
+        assert (config.image_size, config.in_channels, config.dropout) == (size, channels, resolved.dropout)
+        assert resolved.resolved((size, size, channels)) == resolved               # what settings.json holds stays as it is
 
 
 @hypothesis_settings(deadline=None, max_examples=100)
@@ -111,14 +112,14 @@ def test_resolved_fills_in_the_presets_choices_for_its_size(preset):
     name: valid(f) for name, f in FIELDS.items() if name not in ("preset", "sigma2")}))
 def test_resolved_keeps_what_was_given(preset, values):
     size = PRESETS[preset]().image_size
-    told = Settings(**values).resolved((size, size, 1))
+    resolved = Settings(**values).resolved((size, size, 1))
     for name, value in values.items():
         if value is not None:
-            assert getattr(told, name) == value
-    assert told.resolved((size, size, 1)) == told
+            assert getattr(resolved, name) == value
+    assert resolved.resolved((size, size, 1)) == resolved
 
 
-def test_who_names_a_learning_rate_means_that_one():
+def test_a_given_learning_rate_is_kept_without_the_presets_decay():
     shape = (8, 8, 1)
     assert Settings().resolved(shape).lr_final == 1e-5
     assert Settings(lr=1e-4).resolved(shape).lr_final is None
@@ -141,23 +142,28 @@ def test_images_of_another_size_than_the_presets(shape, found):
 
 def test_the_papers_own_settings():
     """Sec. 4 and App. B: T = 1000, β linear from 1e-4 to 0.02; CIFAR-10: 800k steps of 128, 2e-4, dropout 0.1, EMA 0.9999."""
-    told = Settings().resolved((32, 32, 3))
-    assert (told.preset, told.steps, told.batch, told.lr, told.lr_final) == ("cifar10", 800_000, 128, 2e-4, None)
-    assert (told.dropout, told.ema, told.flips) == (0.1, 0.9999, True)
+    paper = Settings().resolved((32, 32, 3))
+    assert (paper.preset, paper.steps, paper.batch, paper.lr, paper.lr_final) == ("cifar10", 800_000, 128, 2e-4, None)
+    assert (paper.dropout, paper.ema, paper.flips) == (0.1, 0.9999, True)
     large = Settings().resolved((256, 256, 3))
     assert (large.preset, large.batch, large.lr, large.dropout) == ("image256", 64, 2e-5, 0.0)
-    s = told.schedule()
+    s = paper.schedule()
     assert (s.T, s.beta[1], s.beta[1000]) == (1000, 1e-4, 0.02)
 
 
 def test_app_b_schedules():
-    told = Settings(T=10, beta_1=0.01, beta_T=0.09)
-    np.testing.assert_allclose(told.schedule().beta[1:], np.linspace(0.01, 0.09, 10))
-    np.testing.assert_allclose(replace(told, beta_schedule="quadratic").schedule().beta[1:], np.linspace(0.1, 0.3, 10) ** 2)
-    np.testing.assert_allclose(replace(told, beta_schedule="constant").schedule().beta[1:], 0.09)
+    requested = Settings(T=10, beta_1=0.01, beta_T=0.09)
+    np.testing.assert_allclose(requested.schedule().beta[1:], np.linspace(0.01, 0.09, 10))
+    np.testing.assert_allclose(replace(requested, beta_schedule="quadratic").schedule().beta[1:], np.linspace(0.1, 0.3, 10) ** 2)
+    np.testing.assert_allclose(replace(requested, beta_schedule="constant").schedule().beta[1:], 0.09)
     for wrong in dict(beta_1=0.0), dict(beta_T=1.0), dict(beta_T=1.0, beta_schedule="constant"):
         with pytest.raises(UserError, match="^beta runs from .* expected 0 < beta < 1"):
-            replace(told, **wrong).schedule()
+            replace(requested, **wrong).schedule()
+
+
+def test_memory_is_the_policy_of_the_network():
+    assert Settings().policy is Settings(memory="keep").policy is store
+    assert Settings(memory="checkpoint").policy is recompute
 
 
 @pytest.mark.parametrize("content, sentence", [

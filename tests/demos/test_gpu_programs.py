@@ -34,9 +34,10 @@ def test_cifar10_demo_trains_on_cifar10_files_and_draws(programs, capsys):
 def test_cifar10_demo_goes_on_with_a_run_that_is_there(programs, capsys, tmp_path, monkeypatch):
     demo = programs("gpu_cifar10")
     monkeypatch.setitem(demo.settings.PRESETS, "cifar10", lambda channels=3: demo.TOY)
-    told = demo.replace(demo.common.SMOKE, data=demo.made_up(tmp_path / "data"), preset="cifar10", device="cpu", batch=4, steps=1)
-    demo.train(tmp_path / "run", told, n=1)
-    demo.train(tmp_path / "run", demo.replace(told, steps=2), n=1)
+    data = demo.made_up(tmp_path / "data")
+    requested = demo.replace(demo.common.SMOKE, data=data, preset="cifar10", device="cpu", batch=4, steps=1)
+    demo.train(tmp_path / "run", requested, n=1)
+    demo.train(tmp_path / "run", demo.replace(requested, steps=2), n=1)
     assert "step 1 of 2" in capsys.readouterr().out and (tmp_path / "run" / "samples.png").exists()
 
 
@@ -56,7 +57,7 @@ def test_cifar10_demo_sets_tf32_before_the_first_matrix_product(programs, monkey
 
 @pytest.mark.parametrize("words, sentence", [
     (["demos/gpu_cifar10.py"], "gpu_cifar10.py: no data: expected CIFAR-10's binary version"),
-    (["demos/gpu_cifar10.py", "x.tar.gz"], "gpu_cifar10.py: device asks for cuda, but CuPy"),
+    (["demos/gpu_cifar10.py", "x.tar.gz"], "gpu_cifar10.py: device is 'cuda', but CuPy"),
     (["tests/benchmarks/gpu_vs_torch.py"], "gpu_vs_torch.py needs a GPU, but CuPy"),
 ])
 def test_without_a_gpu_each_refuses_in_one_sentence(words, sentence):

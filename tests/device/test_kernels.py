@@ -11,10 +11,10 @@ from importlib import resources
 import numpy as np
 import pytest
 
-from minddpm import device as backend
 from minddpm import tree
+from minddpm.device import cupy, to_device, to_host
 from minddpm.fast import cuda
-from minddpm.fast import ops as plan
+from minddpm.unet import layers
 
 SEEDS = np.array([3, 2**63 - 1, 12345])
 
@@ -26,7 +26,7 @@ def kernels(gpu):
 
 
 def there(a):
-    return backend.to_device(a, "cuda")
+    return to_device(a, "cuda")
 
 
 def draw(*shape, seed=0):
@@ -43,21 +43,20 @@ def norm_params(C):
 
 TWINS = {       # kernels' function, plain twin, arguments
     **{f"conv2d {B}x{H}x{W}x{C} k={k} stride={stride}":
-       (cuda.conv2d, plan.plain_conv2d, (params(k, k, C, 3), draw(B, H, W, C), stride))
+       (cuda.conv2d, layers.conv2d, (params(k, k, C, 3), draw(B, H, W, C), stride))
        for B, H, W, C, k, stride in [(3, 5, 7, 5, 3, 1), (1, 1, 1, 2, 3, 1), (2, 6, 4, 3, 3, 2), (2, 5, 7, 2, 3, 2),
-                                     (1, 9, 3, 1, 5, 1), (2, 3, 3, 70, 1, 1)]},
+                                     (1, 9, 3, 1, 5, 1), (2, 3, 3, 70, 1, 1), (2, 6, 4, 3, 1, 2)]},
     **{f"group_norm {B}x{H}x{W}x{C} groups={groups}":
-       (cuda.group_norm, plan.plain_group_norm, (norm_params(C), draw(B, H, W, C), groups))
+       (cuda.group_norm, layers.group_norm, (norm_params(C), draw(B, H, W, C), groups))
        for B, H, W, C, groups in [(2, 3, 5, 6, 2), (1, 1, 3, 4, 1), (3, 7, 5, 9, 3), (2, 9, 9, 70, 5), (1, 3, 2, 600, 2)]},
-    "norm_swish": (lambda p, x: cuda.group_norm(p, x, 3, swish=True), lambda p, x: plan.plain_norm_swish(p, x, 3),
-                   (norm_params(9), draw(3, 7, 5, 9))),
-    **{f"{layer.__name__} of {C} channels in a group": (layer, plain, (norm_params(C), draw(2, 1, 3, C), 1))
-       for layer, plain in ((plan.group_norm, plan.plain_group_norm), (plan.norm_swish, plan.plain_norm_swish))
-       for C in (1024, 1030)},
-    "swish": (cuda.swish, plan.plain_swish, (100 * draw(4, 333),)),
-    **{f"attention {T} tokens": (cuda.attention, plan.plain_attention, tuple(3 * draw(2, T, 7, seed=n) for n in range(3)))
+    "norm_swish": (cuda.norm_swish, layers.norm_swish, (norm_params(9), draw(3, 7, 5, 9), 3)),
+    **{f"{name} of {C} channels in a group":
+       (getattr(cuda, name), getattr(layers, name), (norm_params(C), draw(2, 1, 3, C), 1))
+       for name in ("group_norm", "norm_swish") for C in (1024, 1030)},
+    "swish": (cuda.swish, layers.swish, (100 * draw(4, 333),)),
+    **{f"attention {T} tokens": (cuda.attention, layers.attention, tuple(3 * draw(2, T, 7, seed=n) for n in range(3)))
        for T in (1, 5, 49, 300)},
-    "dropout": (lambda x: cuda.dropout(x, 0.3, there(SEEDS), 7), lambda x: plan.plain_dropout(x, 0.3, SEEDS, 7),
+    "dropout": (lambda x: cuda.dropout(x, 0.3, there(SEEDS), 7), lambda x: layers.dropout(x, 0.3, SEEDS, 7),
                 (draw(3, 5, 7, 3),)),
 }
 
@@ -71,7 +70,7 @@ def equal_their_twins(name):
     for expected, found in ([y], [device_y]), (back(dy), device_back(there(dy))):
         listed = [list(g) if isinstance(g, tuple) else [g] for g in (found, expected)]
         for a, b in zip(*map(tree.leaves, listed), strict=True):
-            np.testing.assert_allclose(backend.to_host(a), b, rtol=0, atol=1e-5 * max(1, np.abs(b).max()))
+            np.testing.assert_allclose(to_host(a), b, rtol=0, atol=1e-5 * max(1, np.abs(b).max()))
 
 
 @pytest.mark.parametrize("name", TWINS)
@@ -90,15 +89,8 @@ def test_dropout_draws_numpys_masks(shape):
     x = np.ones(shape, np.float32)
     for rate in 0.1, 0.5:
         for layer in 0, 21:
-            found, _ = plan.dropout(there(x), rate, there(SEEDS), layer)
-            np.testing.assert_array_equal(backend.to_host(found) > 0, plan.plain_dropout(x, rate, SEEDS, layer)[0] > 0)
-
-
-def test_the_plan_takes_kernels_for_float32_on_a_device_and_can_be_told_not_to(monkeypatch):
-    x = draw(1, 2, 2, 4)
-    assert cuda.fits(there(x)) and not cuda.fits(x) and not cuda.fits(there(x), x) and not cuda.fits(there(x).astype(np.float64))
-    monkeypatch.setenv("MINDDPM_KERNELS", "0")
-    assert not cuda.fits(there(x))
+            found, _ = cuda.dropout(there(x), rate, there(SEEDS), layer)
+            np.testing.assert_array_equal(to_host(found) > 0, layers.dropout(x, rate, SEEDS, layer)[0] > 0)
 
 
 # Planted bugs ----------------------------------------------------------------------------------------------------------------
@@ -108,13 +100,13 @@ def planted(before, after):
     """kernels.cu, compiled with a bug."""
     source = resources.files("minddpm.fast").joinpath("kernels.cu").read_text(encoding="utf-8")
     assert before in source
-    module = backend.cupy().RawModule(code=source.replace(before, after))
+    module = cupy().RawModule(code=source.replace(before, after))
     return lambda: module
 
 
 BUGS = {
     "wrong factor, swish's derivative": ("(swish ? s + z * s * (1 - s) : 1)", "(swish ? s + z * (1 - s) : 1)", "norm_swish"),
-    "wrong factor, scale of attention": ("dP[row * T + e] = scale * P", "dP[row * T + e] = P", "attention 49 tokens"),
+    "wrong factor, scale of attention": ("d[e] = scale * p[e]", "d[e] = p[e]", "attention 49 tokens"),
     "wrong factor, dropout's scale":    ("x[place] * scale : 0.0f", "x[place] : 0.0f", "dropout"),
     "wrong counter, dropout":           ("{k + 1ull, 0, 0, 0}", "{k + 0ull, 0, 0, 0}", "dropout"),
     "wrong index, one tap too far":     ("w + before - j, oh", "w + before - j + 1, oh", "conv2d 3x5x7x5 k=3 stride=1"),

@@ -13,7 +13,7 @@ def dropout(x, rate, seeds, layer):
     An image's mask depends on its own seed and the layer alone, by the counter-based generator Philox with these two as its
     key: a replayed forward pass draws the same mask, and so does the same image in another batch.
     """
-    bits = [_generator(seed, layer).integers(2**16, size=x.shape[1:], dtype=np.uint16) for seed in seeds]
+    bits = [_generator(int(seed), layer).integers(2**16, size=x.shape[1:], dtype=np.uint16) for seed in seeds]
     kept = np.asarray(np.stack(bits) >= round(rate * 2**16), like=x)
     scale = 1 / (1 - rate)
     y = x * kept * scale

@@ -1,0 +1,7 @@
+"""python -m minddpm: the same program as the command minddpm."""
+
+import sys
+
+from minddpm.app.cli import main
+
+sys.exit(main())
