@@ -33,7 +33,7 @@ def test_a_run_learns_saves_loads_and_samples(tmp_path, name):
     assert model.config == trained.config and model.config.out_channels == (2 if objective.learned_sigma else 1)
     with Workers(2) as workers:
         x0 = generate.generate(model, 2, 0, workers)
-        np.testing.assert_array_equal(x0, generate.generate(trained.fast_model, 2, 0, workers))
+        np.testing.assert_array_equal(x0, generate.generate(trained.model, 2, 0, workers))
     assert x0.shape == (2, 8, 8, 1) and np.isfinite(x0).all()
 
 

@@ -17,7 +17,8 @@ from minddpm.data import scale
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
 from minddpm.likelihood import marginal_bound, path_bound, reverse_term, vlb, vlb_estimate
-from minddpm.model import Model, load
+from minddpm.model import Model
+from minddpm.storage import load
 from minddpm.train import Metrics, draw
 from minddpm.unet import UNetConfig, init
 
