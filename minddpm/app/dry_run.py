@@ -39,7 +39,6 @@ def dry_run(requested):
         peak = _peak(step, device)
         seconds = min(_seconds(step) for _ in range(2)) * settings.batch / images
     weights = sum(a.nbytes for a in tree.leaves(state.params))
-    peak += weights                                                     # the gradient of the step before
     if len(sizes) > workers.threads:
         peak += weights                                                 # the sum of the parts' gradients
     if device == "cpu":
