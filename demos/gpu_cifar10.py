@@ -74,7 +74,7 @@ def train(folder, requested, n=64):
         print("stopped and saved; the same command goes on")
         raise KeyboardInterrupt
     with workers_for(trained.device, trained.settings.threads, BATCH) as workers:
-        save_picture(trained.folder / "samples.png", trained.fast_model, n, requested.seed, workers)
+        save_picture(trained.folder / "samples.png", trained.model, n, requested.seed, workers)
     print(f"wrote {trained.folder / 'samples.png'}")
 
 

@@ -114,7 +114,7 @@ def trained_samples(folder, requested, n, seed):
         print(e)
         return None
     with workers_for(trained.device, trained.settings.threads, BATCH) as workers, np.errstate(over="ignore", invalid="ignore"):
-        x0 = generate(trained.fast_model, n, seed, workers)
+        x0 = generate(trained.model, n, seed, workers)
     outside = float(np.mean(np.abs(x0) > 1))
     print(f"numbers of the samples outside [-1, 1]: {outside:.1%}")
     return x0 if np.isfinite(x0).all() else None

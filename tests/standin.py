@@ -27,8 +27,8 @@ UFUNCS = set("""add subtract multiply true_divide divide power negative matmul a
     minimum maximum isfinite isinf rint less less_equal greater greater_equal equal not_equal""".split())
 SPECIAL = {"log_ndtr"}      # scipy.special's ufuncs, which CuPy looks up in cupyx.scipy.special
 METHODS = {
-    "astype": {"copy"}, "copy": set(), "max": {"axis", "keepdims"}, "mean": {"axis", "keepdims"}, "repeat": {"axis"},
-    "reshape": set(), "sum": {"axis", "keepdims"}, "swapaxes": set(), "transpose": set(), "view": set(),
+    "all": {"axis"}, "astype": {"copy"}, "copy": set(), "max": {"axis", "keepdims"}, "mean": {"axis", "keepdims"},
+    "repeat": {"axis"}, "reshape": set(), "sum": {"axis", "keepdims"}, "swapaxes": set(), "transpose": set(), "view": set(),
 }
 ATTRIBUTES = ("shape", "dtype", "ndim", "size", "nbytes", "strides")
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from minddpm import data
-from minddpm.app import run
+from minddpm.app import loop, run
 from minddpm.errors import UserError
 from minddpm.sample import progressive
 
@@ -42,7 +42,7 @@ def demos():
 def toy(demos, tmp_path_factory):
     """The run that --smoke trains, in a folder that stays."""
     toy = run.begin(tmp_path_factory.mktemp("figures") / "run", demos["common"].SMOKE)
-    assert run.train(toy)
+    assert loop.train(toy)
     return str(toy.folder)
 
 
@@ -76,7 +76,7 @@ def test_fig06_demo_shows_the_estimates_of_its_model(demos, toy, shown, tmp_path
     [(x, columns, _)] = shown
     assert columns[0] == "t = 20" and columns[-1] == "t = 1"
     model = demos["common"].load(toy)
-    for t, x0_hat in progressive(model.schedule, model.eps_theta, (2, 8, 8, 1), 3, model.sigma2, model.clip):
+    for t, x0_hat in progressive(model.schedule, model.output, (2, 8, 8, 1), 3, **model.how):
         if f"t = {t}" in columns:
             np.testing.assert_allclose(x[:, columns.index(f"t = {t}")], x0_hat, atol=1e-4)
 

@@ -13,7 +13,7 @@ from minddpm.diffusion import Schedule
 from minddpm.fast import Workers, adam_cuda, ops_for, parallel
 from minddpm.fast.training import gradient_by, update_by
 from minddpm.model import Model
-from minddpm.objective import OBJECTIVES
+from minddpm.objective import OBJECTIVES, mse_loss
 from minddpm.sample import image_noise, last, reverse_process
 from minddpm.storage import weights as files
 from minddpm.storage.folder import load, save
@@ -126,31 +126,26 @@ def test_a_model_goes_to_a_file_and_back_to_the_device(gpu, tmp_path):
 
 # What a step costs -----------------------------------------------------------------------------------------------------------
 
-# The numbers of an image that a loss makes of the schedule's tables on the host, besides the two factors of Eq. (4)
-POSTERIOR = 3                               # Eq. (7): the two factors of μ̃, and β̃
-KL = POSTERIOR + 1                          # and the β̃ that is not 0 at t = 1
-MEAN_OF_EPS, MEAN_OF_X0 = 3, POSTERIOR + 1  # of Eq. (11) and Eq. (7), each with its derivative
-SIGMA = 1                                   # log σ_t², where it is not learned
-COEFFICIENTS = {"simple": 0, "mu-mse": POSTERIOR, "x0-mse": 0,
-                "eps-L": KL + MEAN_OF_EPS + SIGMA, "eps-L-learned": KL + MEAN_OF_EPS,
-                "mu-L": KL + SIGMA, "mu-L-learned": KL, "x0-L": KL + MEAN_OF_X0 + SIGMA}
+POSTERIOR = 3               # of Eq. (7): the two factors of μ̃, and β̃
 
 
-def copies(objective, t):
-    """The sizes in bytes of all that a training step copies to the device."""
-    ε, integers = 4 * B * D, 8 * B
+def copies(name, t):
+    """The sizes in bytes of all that a training step copies to the device; t (B,), its times."""
+    objective, ε, integers = OBJECTIVES[name], 4 * B * D, 8 * B
     every_step = [integers, B, ε, integers, integers, 4 * B, 4 * B]     # which images, which are mirrored, ε, seeds, t, Eq. (4)
-    first = np.count_nonzero(t == 1)
-    if "L" not in objective.split("-"):
-        return every_step + COEFFICIENTS[objective] * [4 * B]
-    return every_step + COEFFICIENTS[objective] * [8 * B] + [8 * first][:first]             # L: in float64, and which t are 1
+    if objective.loss is mse_loss:
+        return every_step + (objective.predicts == "mu") * POSTERIOR * [4 * B]
+    mean = {"eps": 2 + 1, "mu": 1, "x0": POSTERIOR + 1}[objective.predicts]             # Eq. (11) or (7), and the slope of it
+    variances = 1 + (not objective.learned_sigma)                                       # the KL's β̃, and log σ_t²
+    first = np.count_nonzero(t == 1)                                                    # the images that the decoder is for
+    return every_step + (POSTERIOR + mean + variances) * [8 * B] + ([8 * first] if first else [])
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_training_step_copies_little_and_never_waits(gpu, objective):
     """Counted, on the stand-in too; there without dropout, whose plain layer draws on the host."""
     cfg = config(objective) if gpu.kernels else replace(config(objective), dropout=0.0)
-    seen, found, expected = [], [], []
+    seen, found = [], []
     with Workers(1) as workers:
         _, steps = training(cfg, "cuda", settings(objective=objective), seen=seen, **by(workers))
         next(steps)
@@ -162,8 +157,8 @@ def test_a_training_step_copies_little_and_never_waits(gpu, objective):
             assert is_cuda(metrics.loss) and is_cuda(metrics.grad_norm)
             assert (c["syncs"], c.get("d2h", 0)) == (0, 0)
             found.append((c["h2d"], c["h2d_bytes"]))
-            expected.append((len(copies(objective, seen[-1])), sum(copies(objective, seen[-1]))))
-    assert found == expected
+    expected = [copies(objective, t) for t in seen[1:]]
+    assert found == [(len(sizes), sum(sizes)) for sizes in expected]
     assert len({1 in t for t in seen[1:]}) == 2                         # steps with t = 1 and without
 
 

@@ -28,7 +28,7 @@ from safetensors.numpy import load_file, save_file
 
 import minddpm
 from minddpm import tree
-from minddpm.app import cli, run
+from minddpm.app import cli, loop, run
 from minddpm.app.settings import Settings
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
@@ -223,7 +223,7 @@ def test_a_network_with_all_their_defaults_is_refused(tmp_path):
 def test_a_training_run_opens_and_samples(tmp_path):
     settings = Settings(data="digits", preset="tiny", steps=3, batch=4, save_every=2, sample_every=0, ema=0.5)
     trained = run.begin(tmp_path / "run", settings)
-    assert run.train(trained)
+    assert loop.train(trained)
     check_run(tmp_path / "run", trained.state.ema)
 
 
