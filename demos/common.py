@@ -23,10 +23,10 @@ from minddpm.app.pictures import grid, save_png, to_uint8
 from minddpm.app.progress import Progress
 from minddpm.app.settings import Settings
 from minddpm.data import Dataset
-from minddpm.device import DEVICES, to_device, to_host
-from minddpm.device import choose as choose_device
 from minddpm.errors import UserError
 from minddpm.fast import Workers, parallel, workers_for
+from minddpm.fast.device import DEVICES, to_device, to_host
+from minddpm.fast.device import choose as choose_device
 from minddpm.storage import files
 
 RUN = "runs/demo"           # the folder of `minddpm demo`

@@ -10,8 +10,8 @@ import common
 
 from minddpm import data
 from minddpm.app.metrics import frechet, pca
-from minddpm.device import to_host
 from minddpm.errors import UserError
+from minddpm.fast.device import to_host
 from minddpm.random import rng
 from minddpm.sample import progressive
 

@@ -19,11 +19,10 @@ from unittest.mock import patch
 import common
 import numpy as np
 
-from minddpm import device
 from minddpm.app import loop, run, settings
 from minddpm.app.generate import BATCH, save_picture
 from minddpm.errors import UserError
-from minddpm.fast import workers_for
+from minddpm.fast import device, workers_for
 from minddpm.unet import UNetConfig
 
 TOY = replace(UNetConfig.cifar10(), widths=(8, 16, 16, 16), blocks=1, groups=4)

@@ -23,9 +23,9 @@ from minddpm.app.evaluate import choose
 from minddpm.app.generate import BATCH, generate
 from minddpm.app.metrics import frechet, pca
 from minddpm.app.settings import Settings
-from minddpm.device import DEVICES
 from minddpm.errors import UserError
 from minddpm.fast import workers_for
+from minddpm.fast.device import DEVICES
 from minddpm.random import rng
 
 

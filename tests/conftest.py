@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import standin
 
-from minddpm.device import probe
+from minddpm.fast.device import probe
 
 BACKENDS = ("standin", "emu", "cupy")
 chosen = SimpleNamespace(name=None, tool=None, missing=None)

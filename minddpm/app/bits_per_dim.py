@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minddpm.device import to_host
+from minddpm.fast.device import to_host
 from minddpm.likelihood import normal, prior_term, reverse_term
 
 # The L_T in bits/dim from which prior_warning warns.  The paper has about 1e-5 (Sec. 4); its quadratic schedule, which the

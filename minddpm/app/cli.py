@@ -11,8 +11,8 @@ from dataclasses import fields
 
 import minddpm
 from minddpm.app import commands, settings
-from minddpm.device import DEVICES, is_out_of_memory, reason
 from minddpm.errors import UserError
+from minddpm.fast.device import DEVICES, is_out_of_memory, reason
 
 
 def main(argv=None):

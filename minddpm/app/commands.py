@@ -14,9 +14,9 @@ from minddpm.app.generate import BATCH, generate
 from minddpm.app.progress import clock
 from minddpm.app.run import begin, resume
 from minddpm.app.selftest import selftest as run_checks
-from minddpm.device import choose, explain, without_tf32
 from minddpm.errors import UserError
 from minddpm.fast import workers_for
+from minddpm.fast.device import choose, explain, without_tf32
 from minddpm.readalong import show
 
 

@@ -10,8 +10,8 @@ from minddpm.app.bits_per_dim import prior_warning
 from minddpm.app.memory import out_of_memory
 from minddpm.app.progress import clock
 from minddpm.app.run import new_state, prepare
-from minddpm.device import free_memory, pool_bytes
 from minddpm.fast import workers_for
+from minddpm.fast.device import free_memory, pool_bytes
 from minddpm.fast.training import gradient_by, update_by
 from minddpm.train import train
 

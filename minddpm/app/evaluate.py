@@ -12,10 +12,10 @@ from minddpm.app.bits_per_dim import prior_warning, standard_error, vlb_estimate
 from minddpm.app.generate import device_of, generate
 from minddpm.app.metrics import frechet, nearest, pca
 from minddpm.app.progress import Progress
-from minddpm.device import choose as choose_device
-from minddpm.device import to_device, to_host
 from minddpm.errors import UserError
 from minddpm.fast import parallel, workers_for
+from minddpm.fast.device import choose as choose_device
+from minddpm.fast.device import to_device, to_host
 from minddpm.likelihood import Bound, normal, rate_distortion, reverse_term, vlb
 from minddpm.random import rng
 from minddpm.storage import files, load

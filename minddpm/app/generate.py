@@ -5,8 +5,8 @@ import numpy as np
 from minddpm.app.memory import out_of_memory
 from minddpm.app.pictures import grid, save_png, to_uint8
 from minddpm.app.progress import Progress
-from minddpm.device import is_cuda, to_host
 from minddpm.fast import parallel
+from minddpm.fast.device import is_cuda, to_host
 from minddpm.sample import image_noise, reverse_process
 
 BATCH = 64                  # images at a time

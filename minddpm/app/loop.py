@@ -8,9 +8,9 @@ from minddpm.app.generate import save_picture
 from minddpm.app.memory import out_of_memory
 from minddpm.app.progress import Progress
 from minddpm.app.run import append_log, save_run
-from minddpm.device import is_out_of_memory
 from minddpm.errors import UserError
 from minddpm.fast import workers_for
+from minddpm.fast.device import is_out_of_memory
 from minddpm.fast.training import gradient_by, update_by
 from minddpm.train import train as training_steps
 

@@ -2,8 +2,8 @@
 
 from contextlib import contextmanager
 
-from minddpm.device import is_out_of_memory, reason
 from minddpm.errors import UserError
+from minddpm.fast.device import is_out_of_memory, reason
 
 
 @contextmanager

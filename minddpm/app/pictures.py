@@ -8,8 +8,8 @@ import numpy as np
 
 from minddpm.data import scale as to_network
 from minddpm.data import unscale
-from minddpm.device import to_host
 from minddpm.errors import UserError
+from minddpm.fast.device import to_host
 from minddpm.storage import files
 
 SIDE = 512                  # pixels: about the longer side of a grid

@@ -18,9 +18,9 @@ from minddpm import tree
 from minddpm.app.bits_per_dim import prior_warning
 from minddpm.app.settings import Settings, read
 from minddpm.data import BUILT_IN, Dataset, load
-from minddpm.device import choose, free_bytes, to_device
 from minddpm.errors import UserError
 from minddpm.fast import ops_for
+from minddpm.fast.device import choose, free_bytes, to_device
 from minddpm.model import Model
 from minddpm.objective import OBJECTIVES
 from minddpm.storage import files, save, weights

@@ -22,9 +22,9 @@ import minddpm
 from minddpm import tree
 from minddpm.app.settings import Settings
 from minddpm.data import load
-from minddpm.device import gpu, reason, to_device, to_host
 from minddpm.diffusion import Schedule, q_sample
 from minddpm.fast import ops_for, workers_for
+from minddpm.fast.device import gpu, reason, to_device, to_host
 from minddpm.fast.training import gradient_by, update_by
 from minddpm.fast.workers import cpu_count
 from minddpm.model import Model

@@ -4,9 +4,9 @@ import math
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-from minddpm.device import DEVICES
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
+from minddpm.fast.device import DEVICES
 from minddpm.objective import OBJECTIVES
 from minddpm.storage import files
 from minddpm.unet import UNetConfig

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from minddpm.device import cupy, is_cuda
+from minddpm.fast.device import cupy, is_cuda
 from minddpm.fast.matmul import conv1x1
 from minddpm.unet import layers
 
@@ -156,13 +156,13 @@ def _norm(p, x, groups, eps, swish):
     y, (mean, r) = np.empty_like(x), np.empty_like(x, shape=(2, B, groups))
     launch("norm_forward", B * groups, threads, x, gamma, beta, y, mean, r, *sizes, eps, swish)
 
-    def norm_back(dy):
+    def _norm_back(dy):
         dx, sums = np.empty_like(x), np.empty_like(x, shape=(2, B, C))
         launch("norm_backward", B * groups, threads, contiguous(dy), x, gamma, beta, mean, r, dx, sums, *sizes, swish)
         dgamma, dbeta = sums.sum(axis=1)
         return dx, {"weight": dgamma, "bias": dbeta}
 
-    return y, norm_back
+    return y, _norm_back
 
 
 # The rest --------------------------------------------------------------------------------------------------------------------

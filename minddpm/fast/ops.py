@@ -2,8 +2,8 @@
 
 import os
 
-from minddpm.device import is_cuda
 from minddpm.fast import attention, cuda, matmul, norm
+from minddpm.fast.device import is_cuda
 from minddpm.fast.narrow_conv import narrow_conv2d
 from minddpm.fast.winograd import transform, winograd, winograd_plus
 from minddpm.unet import layers

@@ -3,8 +3,8 @@
 import numpy as np
 
 from minddpm import optim, train
-from minddpm.device import is_cuda, to_device
 from minddpm.fast import adam, adam_cuda
+from minddpm.fast.device import is_cuda, to_device
 from minddpm.fast.ops import ops_for, plain_only
 from minddpm.unet.recompute import store
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minddpm import tree
-from minddpm.device import to_device
 from minddpm.errors import UserError, printable
 from minddpm.fast import ops_for
+from minddpm.fast.device import to_device
 from minddpm.model import Model
 from minddpm.storage import scheduler_config, unet_config, weights
 from minddpm.storage.files import read_json, write_json

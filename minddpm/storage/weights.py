@@ -10,8 +10,8 @@ import re
 import numpy as np
 
 from minddpm import tree
-from minddpm.device import to_host
 from minddpm.errors import UserError, printable
+from minddpm.fast.device import to_host
 from minddpm.storage import files
 from minddpm.storage.safetensors_file import header, open_file
 

@@ -25,7 +25,7 @@ from minddpm import data, tree
 from minddpm.app import cli, commands, loop, run, settings
 from minddpm.app.pictures import grid
 from minddpm.app.settings import Settings
-from minddpm.device import probe
+from minddpm.fast.device import probe
 from minddpm.unet import UNetConfig, init
 
 

@@ -15,9 +15,9 @@ from minddpm.app import cli, dry_run, loop, run, settings
 from minddpm.app.generate import generate
 from minddpm.app.memory import out_of_memory
 from minddpm.app.settings import Settings
-from minddpm.device import is_out_of_memory, reason
 from minddpm.errors import UserError
 from minddpm.fast import Workers
+from minddpm.fast.device import is_out_of_memory, reason
 
 POOL = "Out of memory allocating 604,000,000 bytes (allocated so far: 8,000,000,000 bytes)."
 FULL = [MemoryError(POOL), RuntimeError("cudaErrorMemoryAllocation: out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]
@@ -108,7 +108,7 @@ def test_the_real_cupy_says_so_as_a_memory_error_and_without_a_driver_in_the_pro
         version = importlib.metadata.version("cupy-cuda13x")
     except importlib.metadata.PackageNotFoundError:
         pytest.skip("cupy-cuda13x is not installed")
-    code = ("from minddpm.device import is_out_of_memory, probe, reason; print(probe()[1]); "
+    code = ("from minddpm.fast.device import is_out_of_memory, probe, reason; print(probe()[1]); "
             "from cupy.cuda.memory import OutOfMemoryError as E; "
             "e = E(604000000, 8000000000, 0); print(is_out_of_memory(e), reason(e))")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,

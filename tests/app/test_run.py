@@ -29,8 +29,8 @@ import minddpm
 from minddpm import data, tree
 from minddpm.app import cli, commands, loop, run, settings
 from minddpm.app.settings import Settings
-from minddpm.device import probe
 from minddpm.errors import UserError
+from minddpm.fast.device import probe
 from minddpm.storage import files
 from minddpm.storage.weights import to_file_layout
 

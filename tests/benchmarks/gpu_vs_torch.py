@@ -31,8 +31,8 @@ def waited(side, wait):
 
 def minddpm_side(preset, kind):
     """minddpm's side on the GPU: one worker, which takes a batch whole, and there it is left open."""
-    from minddpm.device import choose, cupy
     from minddpm.fast import workers_for
+    from minddpm.fast.device import choose, cupy
 
     device = choose("cuda")
     workers = workers_for(device, batch=max(batch for _, batch, _ in WORKLOADS.values())).__enter__()
@@ -53,7 +53,7 @@ def serve(pipe, side, workload, precision):
     os.environ["CUPY_TF32"] = str(int(precision == "tf32"))      # read once, at the first matrix product
     preset, batch, kind = WORKLOADS[workload]
     if side == "minddpm":
-        from minddpm.device import pool_bytes
+        from minddpm.fast.device import pool_bytes
         built, memory = minddpm_side(preset, kind), pool_bytes
     else:
         import torch
@@ -92,7 +92,7 @@ def main():
     if unknown := set(args.workloads) - set(WORKLOADS):
         parser.error(f"unknown workload {min(unknown)}; expected some of {', '.join(WORKLOADS)}")
 
-    from minddpm.device import gpu, probe
+    from minddpm.fast.device import gpu, probe
     usable, sentence = probe()
     if not usable:
         print(f"gpu_vs_torch.py needs a GPU, but {sentence}", file=sys.stderr)

@@ -55,8 +55,8 @@ class Side(NamedTuple):
 def minddpm_side(preset, kind, workers, device="cpu"):
     """Training steps, the lines of train.py once a batch is drawn, or sampling steps, the lines of sample.py."""
     from minddpm import tree
-    from minddpm.device import to_device, to_host
     from minddpm.fast import ops_for, parallel
+    from minddpm.fast.device import to_device, to_host
     from minddpm.fast.training import gradient_by, update_by
     from minddpm.model import Model
     from minddpm.reverse import p_theta

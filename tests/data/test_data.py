@@ -15,8 +15,8 @@ from PIL import Image
 
 from minddpm import data
 from minddpm.data import readers
-from minddpm.device import is_cuda, to_device, to_host
 from minddpm.errors import UserError
+from minddpm.fast.device import is_cuda, to_device, to_host
 from minddpm.random import rng
 
 

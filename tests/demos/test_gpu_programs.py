@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minddpm import device as backend
+from minddpm.fast import device as backend
 
 ROOT = Path(__file__).parents[2]
 

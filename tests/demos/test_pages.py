@@ -170,7 +170,7 @@ def test_file_and_line_stand_above_each_block_and_are_right(book):
 
 def test_every_public_function_has_its_words_beside_it(folder):
     page = (folder / "minddpm.diffusion.html").read_text()
-    section = page[page.index('id="q_posterior"'):page.index('id="x0_hat"')]
+    section = page[page.index('id="q_posterior"'):page.index('id="posterior_coefficients"')]
     words, code = section.split('<p class="where">')
     assert '<a href="index.html#eq06">Eq. (6)</a>' in words and '<a href="index.html#eq07">Eq. (7)</a>' in words
     assert words.count("<math") >= 2 and "<msqrt>" in words and "tests.literal.html#eq07" in words

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from minddpm import tree
-from minddpm.device import cupy, to_device, to_host
 from minddpm.fast import cuda
+from minddpm.fast.device import cupy, to_device, to_host
 from minddpm.unet import layers
 
 SEEDS = np.array([3, 2**63 - 1, 12345])

@@ -7,9 +7,9 @@ import pytest
 from test_layers import CASES
 
 from minddpm import tree
-from minddpm.device import is_cuda, to_device, to_host
 from minddpm.diffusion import Schedule
 from minddpm.fast import cuda
+from minddpm.fast.device import is_cuda, to_device, to_host
 from minddpm.gaussian import discretized_log_likelihood
 from minddpm.objective import OBJECTIVES, Example
 from minddpm.unet import layers

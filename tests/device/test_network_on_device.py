@@ -8,9 +8,9 @@ import pytest
 
 from minddpm import optim, train, tree
 from minddpm.data import Dataset
-from minddpm.device import device_of, is_cuda, to_device, to_host
 from minddpm.diffusion import Schedule
 from minddpm.fast import Workers, adam_cuda, ops_for, parallel
+from minddpm.fast.device import device_of, is_cuda, to_device, to_host
 from minddpm.fast.training import gradient_by, update_by
 from minddpm.model import Model
 from minddpm.objective import OBJECTIVES, mse_loss

@@ -16,10 +16,10 @@ from minddpm.appendix_a import marginal_bound, path_bound
 from minddpm.coding import calibrate, receive, send
 from minddpm.data import load as load_data
 from minddpm.data import scale
-from minddpm.device import device_of, is_cuda, to_device, to_host
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
 from minddpm.fast import ops_for
+from minddpm.fast.device import device_of, is_cuda, to_device, to_host
 from minddpm.likelihood import reverse_term, vlb
 from minddpm.model import Model
 from minddpm.storage.folder import load

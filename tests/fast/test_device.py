@@ -10,8 +10,8 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from minddpm.device import choose, device_of, explain, is_cuda, probe, to_device, to_host
 from minddpm.errors import UserError
+from minddpm.fast.device import choose, device_of, explain, is_cuda, probe, to_device, to_host
 
 
 class DeviceArray:
@@ -265,6 +265,6 @@ def test_to_device_takes_what_choose_returned():
 
 def test_import_of_device_imports_no_cupy(tmp_path):
     (tmp_path / "cupy.py").write_text("raise SystemExit('imported')")
-    code = "import sys, numpy, minddpm.device as b; assert not b.is_cuda(numpy.zeros(1)); assert 'cupy' not in sys.modules"
+    code = "import sys, numpy, minddpm.fast.device as b; assert not b.is_cuda(numpy.zeros(1)); assert 'cupy' not in sys.modules"
     path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": path}, check=True)
