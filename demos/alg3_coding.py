@@ -21,9 +21,9 @@ import numpy as np
 from scipy import stats
 
 from minddpm import coding, data, load
-from minddpm.app import cli
+from minddpm.app import cli, loop
 from minddpm.app.pictures import grid, save_gif, to_uint8
-from minddpm.app.run import begin, train
+from minddpm.app.run import begin
 from minddpm.diffusion import Schedule, q_posterior
 from minddpm.errors import UserError
 from minddpm.random import rng
@@ -105,7 +105,7 @@ def digits(args):
         folder = Path(args.run or RUN)
         if args.smoke and args.run is None:
             folder = Path(toy) / "run"
-            train(begin(folder, common.SMOKE))
+            loop.train(begin(folder, common.SMOKE))
         elif not folder.exists():
             print(f"{folder} is not there yet: training it first")
             if code := cli.main(["train", "--data", "digits", "--steps", "2500", "--out", str(folder)]):

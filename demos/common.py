@@ -1,8 +1,8 @@
-"""What the figures' demos share: the run they look at, its network behind a progress bar, and sheets of pictures with words.
+"""Shared by the demos of the figures: the run, its network with a progress bar, and sheets of images with words.
 
     python demos/fig6_progressive.py [--run DIR] [--out F.png] [-n N] [--seed S] [--smoke] ...
 
-A run is what `minddpm train` and `minddpm demo` leave behind, or any diffusers DDPMPipeline folder together with --data.
+--run is a folder of `minddpm train` or `minddpm demo`, or any diffusers DDPMPipeline's folder together with --data.
 """
 
 import argparse
@@ -15,26 +15,27 @@ from pathlib import Path
 
 import numpy as np
 
-from minddpm import data
-from minddpm import device as backend
-from minddpm.app import cli, run, settings
-from minddpm.app import pictures as images
+from minddpm import Model, data, load
+from minddpm.app import cli, loop, run
 from minddpm.app.evaluate import choose, data_of
+from minddpm.app.generate import BATCH, device_of
+from minddpm.app.pictures import grid, save_png, to_uint8
 from minddpm.app.progress import Progress
+from minddpm.app.settings import Settings
 from minddpm.data import Dataset
+from minddpm.device import DEVICES, to_device, to_host
+from minddpm.device import choose as choose_device
 from minddpm.errors import UserError
-from minddpm.fast.workers import Workers
-from minddpm.model import Model, load
-from minddpm.sample import in_parallel
+from minddpm.fast import Workers, parallel, workers_for
 from minddpm.storage import files
 
-RUN = "runs/demo"           # what `minddpm demo` trains
+RUN = "runs/demo"           # the folder of `minddpm demo`
 CELL = 64                   # pixels: about the size of an image on a sheet
 TEXT = 14                   # pixels: the size of letters
 MARGIN = 8                  # pixels
 
-SMOKE = settings.Settings(data="digits", steps=10, batch=16, T=20, beta_1=0.005, beta_T=0.5, ema=0.5, warmup=1, save_every=0,
-                          sample_every=0)
+SMOKE = Settings(data="digits", steps=10, batch=16, T=20, beta_1=0.005, beta_T=0.5, ema=0.5, warmup=1, save_every=0,
+                 sample_every=0)
 
 
 def parser(doc, out, n, smoke_n=3, images="images"):
@@ -42,18 +43,18 @@ def parser(doc, out, n, smoke_n=3, images="images"):
     p = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.set_defaults(default_n=n, smoke_n=smoke_n)
     p.add_argument("--run", metavar="DIR", help=f"the run's folder (default: {RUN}, trained first if it is not there)")
-    p.add_argument("--data", metavar="NAME|PATH", help="the data, where the folder does not say which it was trained on")
+    p.add_argument("--data", metavar="NAME|PATH", help="the data, for a folder without settings.json")
     p.add_argument("--out", metavar="F.png", default=out, help="the picture (default: %(default)s)")
     p.add_argument("-n", type=int, metavar="N", help=f"{images} (default: {n})")
     p.add_argument("--seed", type=int, default=0, metavar="S", help="another seed, other pictures (default: %(default)s)")
     p.add_argument("--threads", type=int, metavar="K", help="worker threads; by default one a CPU")
-    p.add_argument("--device", choices=backend.DEVICES, default="auto", help="where to compute (default: %(default)s)")
+    p.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (default: %(default)s)")
     p.add_argument("--smoke", action="store_true", help="try the code: a toy, trained for ten steps, and few images")
     return p
 
 
 def start(main):
-    """Run a demo as a program: what its user can put right ends it with one sentence and exit code 2."""
+    """Run a demo as a program: an error that the user can fix ends it with one sentence and exit code 2."""
     try:
         main()
     except UserError as e:
@@ -66,12 +67,11 @@ def start(main):
 
 @dataclass
 class Trained:
-    """A trained model, its data, and who computes."""
+    """A trained model, its data, the workers that compute, and the number of images to show."""
 
     model: Model
     dataset: Dataset
     workers: Workers
-    device: str
     n: int
 
     @property
@@ -80,48 +80,43 @@ class Trained:
         return self.n, *self.dataset.image_shape
 
     @property
-    def how(self):
-        """p_θ as the model has it: arguments of the sampler."""
-        return dict(sigma2=self.model.sigma2, clip=self.model.clip, predicts=self.model.predicts)
-
-    @property
     def like(self):
-        """An array of the dtype and device to work in."""
-        return backend.to_device(np.zeros(0, np.float32), self.device)
+        """An array of the model's dtype and device."""
+        return self.model.params["conv_in"]["bias"]
 
     def held_out(self, n, seed):
-        """n images that the network has never seen, chosen at random, in [-1,1]."""
+        """n images that the network was not trained on, chosen at random, in [−1, 1], on the model's device."""
         chosen = choose(self.dataset.held_out, n, seed)
         if len(chosen) < n:
             raise UserError(f"-n asks for {n} held-out images, but {self.dataset.name} has {len(chosen)}; expected fewer")
-        return backend.to_device(data.scale(chosen, self.dataset.levels), self.device)
+        return to_device(data.scale(chosen, self.dataset.levels), device_of(self.model))
 
     @contextlib.contextmanager
     def network(self, name, calls):
-        """eps_theta(x_t, t), computed by the workers, and a bar that is full after so many calls."""
-        parallel = in_parallel(self.model.eps_theta, self.workers)
+        """A context: the network's output as a function of x_t and t, computed by the workers, with a progress bar of `calls`."""
+        output = parallel(self.model.output, self.workers)
         with Progress(name, calls, "step") as progress:
 
-            def eps_theta(x_t, t):
-                output = parallel(x_t, t)
+            def counted_output(x_t, t):
+                y = output(x_t, t)
                 progress.update(f"t = {t}")
-                return output
+                return y
 
-            yield eps_theta
+            yield counted_output
 
 
 @contextlib.contextmanager
 def trained(args):
-    """The run that the command line names -> Trained.  UserError: no such run, or -n is no number of images."""
+    """A context: the run that the command line names, as Trained.  UserError: no such run, or -n is less than 1."""
     n = (args.smoke_n if args.smoke else args.default_n) if args.n is None else args.n
     if n < 1:
         raise UserError(f"-n is {n}; expected at least 1")
-    device = backend.choose(args.device)
+    device = choose_device(args.device)
     with _folder(args) as folder:
         model = load(folder, device)
         dataset = data_of(folder, model, args.data)
-    with run.workers_for(settings.Settings(threads=args.threads, batch=max(64, n)), device) as workers:
-        yield Trained(model, dataset, workers, device, n)
+    with workers_for(device, args.threads, max(BATCH, n)) as workers:
+        yield Trained(model, dataset, workers, n)
 
 
 @contextlib.contextmanager
@@ -129,11 +124,11 @@ def _folder(args):
     if args.smoke and args.run is None:
         with tempfile.TemporaryDirectory() as folder:
             toy = run.begin(Path(folder) / "run", SMOKE)
-            run.train(toy)
+            loop.train(toy)
             yield toy.folder
     else:
         if args.run is None and not Path(RUN).exists():
-            print(f"{RUN} is not there yet: training it first, as `minddpm demo` does")
+            print(f"{RUN} does not exist yet: training it first by `minddpm demo`")
             if code := cli.main(["demo", "--out", RUN, "--device", args.device]):
                 sys.exit(code)
         yield Path(args.run or RUN)
@@ -145,14 +140,14 @@ def times(T, parts):
 
 
 def sheet(path, x, columns, caption, rows=(), cell=CELL, gap=1):
-    """x (R,C,H,W,channels) in [-1,1] -> a PNG of R rows and C columns of images, a word at each, and a caption below them.
+    """Write x (R,C,H,W,channels) in [−1, 1] as a PNG of R rows and C columns of images, with their names and a caption.
 
-    cell: about the height of an image on paper.  gap: between images, in pixels of theirs.
+    columns, rows: the names.  cell: about the height of an image, in pixels.  gap: between images, in the images' pixels.
     """
     from PIL import Image, ImageDraw, ImageFont
     R, C, H, W, channels = x.shape
     scale = max(1, round(cell / H))
-    pixels = images.grid(images.to_uint8(backend.to_host(x)).reshape(R * C, H, W, channels), columns=C, scale=scale, gap=gap)
+    pixels = grid(to_uint8(to_host(x)).reshape(R * C, H, W, channels), columns=C, scale=scale, gap=gap)
     font = ImageFont.load_default(TEXT)
     left = 2 * MARGIN + round(max(map(font.getlength, rows))) if rows else MARGIN
     top, line = 2 * MARGIN + TEXT, round(1.3 * TEXT)
@@ -168,12 +163,12 @@ def sheet(path, x, columns, caption, rows=(), cell=CELL, gap=1):
         draw.text((left - MARGIN, top + (r * (H + gap) + H / 2) * scale), word, "black", font, anchor="rm")
     for k, text in enumerate(words):
         draw.text((MARGIN, top + pixels.shape[0] + MARGIN + k * line), text, "black", font)
-    images.save_png(path, np.asarray(paper))
+    save_png(path, np.asarray(paper))
     print(f"wrote {Path(path).absolute()}")
 
 
 def figure():
-    """Matplotlib's axes, and a function that saves them to a path.  UserError: it is not installed."""
+    """(Matplotlib axes, a function that saves them to a path).  UserError: Matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as e:

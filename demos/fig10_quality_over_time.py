@@ -3,49 +3,49 @@
     python demos/fig10_quality_over_time.py [--run runs/demo] [--out fig10_quality_over_time.png] [-n 200]
 
 The paper plots Inception Score and FID.  This is the Fréchet distance in the pixels' principal components, which needs no
-other network, and which only the distances of held-out images and of noise give a meaning.
+other network; compare it with the distances of held-out images and of noise only.
 """
 
 import common
-import numpy as np
 
 from minddpm import data
-from minddpm import device as backend
 from minddpm.app.metrics import frechet, pca
+from minddpm.device import to_host
 from minddpm.errors import UserError
+from minddpm.random import rng
 from minddpm.sample import progressive
 
 
 def main(argv=None):
-    """The curve as a picture, and its numbers in the terminal."""
+    """Draw the curve, and print its numbers."""
     args = common.parser(__doc__, "fig10_quality_over_time.png", n=200, smoke_n=16, images="samples").parse_args(argv)
     axes, save = common.figure()
-    with common.trained(args) as model:
-        if model.n < 2:
-            raise UserError(f"-n is {model.n}; expected at least 2")
-        s, levels = model.model.schedule, model.dataset.levels
-        train = data.scale(model.dataset.train, levels)
+    with common.trained(args) as run:
+        if run.n < 2:
+            raise UserError(f"-n is {run.n}; expected at least 2")
+        s, levels = run.model.schedule, run.dataset.levels
+        train = data.scale(run.dataset.train, levels)
         features = pca(train)
         reference = features(train)
-        noise = np.random.default_rng([args.seed, 1]).standard_normal(model.shape)
+        noise = rng("images of noise", args.seed).standard_normal(run.shape)
 
         def distance(x):
-            return frechet(features(data.scale(data.unscale(backend.to_host(x), levels), levels)), reference)
+            return frechet(features(data.scale(data.unscale(to_host(x), levels), levels)), reference)
 
-        lines = {"noise": distance(noise), "held-out images": distance(model.held_out(model.n, args.seed))}
+        lines = {"noise": distance(noise), "held-out images": distance(run.held_out(run.n, args.seed))}
         shown = common.times(s.T, 20)
-        with model.network("reverse process", s.T) as eps_theta:
-            steps = progressive(s, eps_theta, model.shape, args.seed, like=model.like, **model.how)
+        with run.network("reverse process", s.T) as output:
+            steps = progressive(s, output, run.shape, args.seed, like=run.like, **run.model.how)
             curve = [distance(x0_hat) for t, x0_hat in steps if t in shown]
     print("     t   Fréchet distance of x̂_0 to the training images")
     print("\n".join(f"{t:6}   {d:.3f}" for t, d in zip(shown, curve, strict=True)))
     print("\n".join(f"{d:12.3f} for as many {name}" for name, d in lines.items()))
-    plot(axes, s.T, shown, curve, lines, f"Fig. 10. {model.n} images, {reference.shape[1]} principal components of the pixels")
+    plot(axes, s.T, shown, curve, lines, f"Fig. 10. {run.n} images, {reference.shape[1]} principal components of the pixels")
     save(args.out)
 
 
 def plot(axes, T, times, curve, lines, title):
-    """The curve over T − t, and a dashed line for each of the others."""
+    """Plot the curve over T − t, and a dashed line for the distances in `lines`."""
     from matplotlib.ticker import LogLocator, MaxNLocator
     axes.plot([T - t for t in times], curve, "o-", label="x̂$_0$ at x$_t$")
     for (name, distance), colour in zip(lines.items(), ("grey", "black"), strict=True):

@@ -2,8 +2,8 @@
 
     python demos/fig12_nearest_neighbours.py [--run runs/demo] [--out fig12_nearest_neighbours.png] [-n 8]
 
-The paper measures nearness in the pixels and in Inception's features.  In the place of these are the pixels' principal
-components, each scaled to variance 1: they see rare ways to differ as well as common ones, and need no other network.
+The paper measures distances of pixels and of Inception's features.  Here the pixels' principal components, each scaled to
+variance 1, replace these features: rare differences count as much as common ones, and no other network is needed.
 """
 
 import common
@@ -19,14 +19,14 @@ NEIGHBOURS = 5
 def main(argv=None):
     """A row for each sample: the sample, its nearest training images in the pixels, and those in the components."""
     args = common.parser(__doc__, "fig12_nearest_neighbours.png", n=8, images="samples").parse_args(argv)
-    with common.trained(args) as model:
-        levels = model.dataset.levels
-        train = data.scale(model.dataset.train, levels)
-        x0 = generate(model.model, model.n, args.seed, model.workers, device=model.device)
+    with common.trained(args) as run:
+        levels = run.dataset.levels
+        train = data.scale(run.dataset.train, levels)
+        x0 = generate(run.model, run.n, args.seed, run.workers)
         x0 = data.scale(data.unscale(x0, levels), levels)
         unit = whitened(train)
         by_pixels, by_components = neighbours(x0, train), neighbours(unit(x0), unit(train))
-        held_out = data.scale(model.dataset.held_out, levels)
+        held_out = data.scale(run.dataset.held_out, levels)
         rmse, usual = (127.5 * nearest(x, train)[1] / x[0].size**0.5 for x in (x0, held_out))
     cells = np.concatenate([x0[:, None], train[by_pixels], train[by_components]], axis=1)
     columns = ["sample", *(f"pixels {k}" for k in range(1, NEIGHBOURS + 1)), *(f"PCA {k}" for k in range(1, NEIGHBOURS + 1))]

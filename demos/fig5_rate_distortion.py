@@ -2,14 +2,15 @@
 
     python demos/fig5_rate_distortion.py [--run runs/demo] [--out fig5_rate_distortion.png] [-n 64]
 
-At x_t the receiver of Alg. 4 has been sent L_t + … + L_T and estimates x_0 by Eq. (15).  Table 4's rows are printed beside
-the paper's, which are those of CIFAR10: the shape is to be compared, not the numbers.
+The receiver of Alg. 4 has received L_t + … + L_T bits at x_t and estimates x_0 by Eq. (15).  Table 4's rows are printed beside
+the paper's, which are for CIFAR10: compare the shape, not the numbers.
 """
 
 import common
 
+from minddpm.app.bits_per_dim import standard_error
 from minddpm.app.evaluate import bits_per_dim, choose
-from minddpm.likelihood import rate_distortion, standard_error
+from minddpm.likelihood import rate_distortion
 
 # Table 4: reverse steps T − t + 1, rate in bits/dim, RMSE on [0, 255]; T = 1000.
 TABLE_4 = [(1000, 1.77581, 0.95136), (900, 0.11994, 12.02277), (800, 0.05415, 18.47482), (700, 0.02866, 24.43656),
@@ -21,10 +22,10 @@ def main(argv=None):
     """The three panels as a picture, and the table in the terminal."""
     args = common.parser(__doc__, "fig5_rate_distortion.png", n=64, smoke_n=8, images="held-out images").parse_args(argv)
     axes, save = common.figure()
-    with common.trained(args) as trained:
-        model, dataset = trained.model, trained.dataset
-        images = choose(dataset.held_out, trained.n, args.seed)
-        bound = bits_per_dim(model, images, dataset.levels, args.seed, trained.workers, trained.device, "bound")
+    with common.trained(args) as run:
+        model, dataset = run.model, run.dataset
+        images = choose(dataset.held_out, run.n, args.seed)
+        bound = bits_per_dim(model, images, dataset.levels, args.seed, run.workers, name="bound")
     rate, rmse = rate_distortion(bound)
     error = f" ± {standard_error(bound.total):.3f}" if len(images) > 1 else ""
     summary = (f"{len(images)} held-out images of {dataset.name}: {bound.total.mean():.3f}{error} bits/dim = "
@@ -35,7 +36,7 @@ def main(argv=None):
 
 
 def table(T, rate, rmse):
-    """Table 4 as text: ten rows at equal distances, the paper's at its right."""
+    """Table 4 as text: ten rows at equal distances, with the paper's on the right."""
     lines = [f"{'steps T−t+1':>12} {'rate':>9} {'RMSE':>9}     paper, CIFAR10: {'steps':>5} {'rate':>9} {'RMSE':>9}"]
     for steps, paper_rate, paper_rmse in TABLE_4:
         ours = max(1, round(T * steps / 1000))

@@ -10,17 +10,17 @@ from minddpm.sample import progressive
 
 
 def main(argv=None):
-    """A row for each image, a column for each of eleven times."""
+    """Draw a row for each image, a column for each of eleven times."""
     args = common.parser(__doc__, "fig6_progressive.png", n=8).parse_args(argv)
-    with common.trained(args) as model:
-        s = model.model.schedule
+    with common.trained(args) as run:
+        s = run.model.schedule
         shown = common.times(s.T, 10)
-        with model.network("reverse process", s.T) as eps_theta:
-            steps = progressive(s, eps_theta, model.shape, args.seed, like=model.like, **model.how)
+        with run.network("reverse process", s.T) as output:
+            steps = progressive(s, output, run.shape, args.seed, like=run.like, **run.model.how)
             x0 = [x0_hat for t, x0_hat in steps if t in shown]
     common.sheet(args.out, np.stack(x0, axis=1), [f"t = {t}" for t in shown],
-                 "Fig. 6. x0_hat, Eq. (15), at falling t: what the model takes x_t for. First come place and size, last the "
-                 "details. At t = 1 it is the sample.")
+                 "Fig. 6. x0_hat, Eq. (15), at falling t: the model's estimate of the image. Place and size come first, the "
+                 "details last. At t = 1 it is the sample.")
 
 
 if __name__ == "__main__":

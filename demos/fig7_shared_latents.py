@@ -1,4 +1,4 @@
-"""Fig. 7, Sec. 4.3.  Samples that share a latent x_t share what was decided before t: everything large, and more as t falls.
+"""Fig. 7, Sec. 4.3.  Samples that share a latent x_t share the large features, and more of them the smaller t is.
 
     python demos/fig7_shared_latents.py [--run runs/demo] [--out fig7_shared_latents.png] [-n 3]
 """
@@ -10,14 +10,14 @@ from minddpm.sample import shared_latents
 
 
 def main(argv=None):
-    """A row for each trajectory, a column for each t; each a square of three samples x_0 ~ p_θ(x_0 | x_t), and x_t."""
+    """Draw a row for each trajectory, a column for each t: squares of three samples x_0 ~ p_θ(x_0 | x_t), and x_t."""
     args = common.parser(__doc__, "fig7_shared_latents.png", n=3, smoke_n=2, images="trajectories").parse_args(argv)
-    with common.trained(args) as model:
-        s = model.model.schedule
+    with common.trained(args) as run:
+        s = run.model.schedule
         times = [s.T * quarter // 4 for quarter in (4, 3, 2, 1)]                    # the paper's 1000, 750, 500, 250
         calls = s.T - times[-1] + sum(times) + 1                                    # the main trajectory also sees its last t
-        with model.network("reverse processes", calls) as eps_theta:
-            latents = list(shared_latents(s, eps_theta, model.shape, args.seed, times, n=3, like=model.like, **model.how))
+        with run.network("reverse processes", calls) as output:
+            latents = list(shared_latents(s, output, run.shape, args.seed, times, n=3, like=run.like, **run.model.how))
     cells = np.stack([square(*x0, x_t) for _, x_t, x0 in latents], axis=1)
     common.sheet(args.out, cells, [f"t = {t}" for t in times],
                  "Fig. 7. Three samples of p(x_0 | x_t) each, and bottom right the x_t that they share. The smaller t is, the "

@@ -5,7 +5,7 @@
 The data are CIFAR-10's "binary version", the archive or its folder.  Ctrl-C saves and stops; the same command goes on from there.
 Pictures of 16 samples, always of the same noise, are in samples/ of the run's folder, and at the end samples.png with 64.
 --tf32 rounds the factors of matrix products to TF32's 10 bits of mantissa, which newer GPUs multiply faster; all else is float32.
-We have had no GPU to run this on; `minddpm selftest` says whether yours computes what it should.
+This has not been run on a GPU yet; `minddpm selftest` shows whether yours computes what it should.
 """
 
 import argparse
@@ -19,9 +19,11 @@ from unittest.mock import patch
 import common
 import numpy as np
 
-from minddpm import device as backend
-from minddpm.app import generate, run, settings
+from minddpm import device
+from minddpm.app import loop, run, settings
+from minddpm.app.generate import BATCH, save_picture
 from minddpm.errors import UserError
+from minddpm.fast import workers_for
 from minddpm.unet import UNetConfig
 
 TOY = replace(UNetConfig.cifar10(), widths=(8, 16, 16, 16), blocks=1, groups=4)
@@ -36,9 +38,9 @@ def main(argv=None):
         if args.smoke:
             scratch = Path(smoke.enter_context(tempfile.TemporaryDirectory()))
             smoke.enter_context(patch.dict(settings.PRESETS, cifar10=lambda channels=3: TOY))
-            told = replace(common.SMOKE, data=made_up(scratch / "data"), preset="cifar10", device="cpu", batch=4, steps=3,
+            requested = replace(common.SMOKE, data=made_up(scratch / "data"), preset="cifar10", device="cpu", batch=4, steps=3,
                            sample_every=3)
-            train(scratch / "run", told, n=4)
+            train(scratch / "run", requested, n=4)
         elif args.data is None:
             raise UserError("no data: expected CIFAR-10's binary version, cifar-10-binary.tar.gz or its folder")
         else:
@@ -62,22 +64,22 @@ def parser():
     return p
 
 
-def train(folder, told, n=64):
-    """Train the run in the folder, from where it is, and write samples.png with n samples."""
-    print(backend.explain(told.device))
-    there = (folder / "settings.json").exists()
-    trained = run.resume(folder, told.steps) if there else run.begin(folder, told)
-    print(f"run folder: {trained.folder}, step {trained.state.step} of {told.steps}", flush=True)
-    if not run.train(trained):
+def train(folder, requested, n=64):
+    """Train the run in the folder, a new one or one to go on with, and write samples.png with n samples."""
+    print(device.explain(requested.device))
+    exists = (folder / "settings.json").exists()
+    trained = run.resume(folder, requested.steps) if exists else run.begin(folder, requested)
+    print(f"run folder: {trained.folder}, step {trained.state.step} of {requested.steps}", flush=True)
+    if not loop.train(trained):
         print("stopped and saved; the same command goes on")
         raise KeyboardInterrupt
-    with run.workers_for(trained.settings, trained.device) as workers:
-        generate.save_picture(trained.folder / "samples.png", trained.model, n, told.seed, workers)
+    with workers_for(trained.device, trained.settings.threads, BATCH) as workers:
+        save_picture(trained.folder / "samples.png", trained.model, n, requested.seed, workers)
     print(f"wrote {trained.folder / 'samples.png'}")
 
 
 def made_up(folder):
-    """A folder with a CIFAR-10 binary batch of 20 images of noise -> its path."""
+    """Write a CIFAR-10 binary batch of 20 images of noise into a new folder; its path as text."""
     folder.mkdir()
     records = np.random.default_rng(0).integers(0, 256, (20, 1 + 3 * 32 * 32), dtype=np.uint8)
     records[:, 0] %= 10

@@ -1,7 +1,7 @@
 """The whole method on one page:  python demos/minimal.py [--minutes M] [--out F.png]
 
-Trains the smallest network on scikit-learn's 8×8 digits by Algorithm 1, samples from it by Algorithm 2 and draws the samples, with
-the paper's files alone: plain layers, no threads of our own, no GPU.  `minddpm demo` is the same method with all its comforts.
+Trains the smallest network on scikit-learn's 8×8 digits by Algorithm 1 and samples from it by Algorithm 2, with the paper's files
+alone: plain layers, no threads of our own, no GPU.  `minddpm demo` is the same method with all its comforts.
 """
 
 import argparse

@@ -3,9 +3,9 @@
     python demos/table2_ablation.py [--out runs/table2] [--steps 1500] [-n 256] [--data digits]
 
 Each row is trained for the same steps on the same batches and samples from the same noise.  The paper measures Inception
-Score and FID on CIFAR10; this is the Fréchet distance in the pixels' principal components, which only the distances of real
-images and of noise give a meaning.  A row is blank, as in the paper, where training ends in numbers that are not finite or
-the samples are farther from the data than noise is.  The runs stay in --out: a second call goes on from them.
+Score and FID on CIFAR10; this is the Fréchet distance in the pixels' principal components: compare it with the distances of real
+images and of noise only.  A row is blank, as in the paper, if training ends in numbers that are not finite or the samples are
+farther from the data than noise is.  The runs stay in --out: a second call goes on from them.
 """
 
 import argparse
@@ -18,12 +18,15 @@ import common
 import numpy as np
 
 from minddpm import data
-from minddpm import device as backend
-from minddpm.app import run, settings
+from minddpm.app import loop, run
 from minddpm.app.evaluate import choose
-from minddpm.app.generate import generate
+from minddpm.app.generate import BATCH, generate
 from minddpm.app.metrics import frechet, pca
+from minddpm.app.settings import Settings
+from minddpm.device import DEVICES
 from minddpm.errors import UserError
+from minddpm.fast import workers_for
+from minddpm.random import rng
 
 
 class Row(NamedTuple):
@@ -64,7 +67,7 @@ def parser():
     p.add_argument("-n", type=int, default=256, metavar="N", help="samples a row (default: %(default)s)")
     p.add_argument("--seed", type=int, default=0, metavar="S", help="of training and sampling (default: %(default)s)")
     p.add_argument("--threads", type=int, metavar="K", help="worker threads; by default one a CPU")
-    p.add_argument("--device", choices=backend.DEVICES, default="auto", help="where to compute (default: %(default)s)")
+    p.add_argument("--device", choices=DEVICES, default="auto", help="where to compute (default: %(default)s)")
     p.add_argument("--out", metavar="DIR", default="runs/table2", help="the runs' folder (default: %(default)s)")
     p.add_argument("--picture", metavar="F.png", default="table2_ablation.png", help="the samples (default: %(default)s)")
     p.add_argument("--smoke", action="store_true", help="try the code: ten steps a row, T = 20, and few samples")
@@ -73,12 +76,12 @@ def parser():
 
 def ablation(args, folder):
     """The whole demo with its runs in the folder."""
-    told = settings.Settings(data=args.data, steps=args.steps, seed=args.seed, threads=args.threads, device=args.device,
-                             ema=0.995, save_every=0, sample_every=0)
+    requested = Settings(data=args.data, steps=args.steps, seed=args.seed, threads=args.threads, device=args.device,
+                         ema=0.995, save_every=0, sample_every=0)
     if args.smoke:
         args.n = min(args.n, 16)
-        told = replace(common.SMOKE, threads=args.threads, device=args.device)
-    dataset = data.load(told.data)
+        requested = replace(common.SMOKE, threads=args.threads, device=args.device)
+    dataset = data.load(requested.data)
     levels, train = dataset.levels, data.scale(dataset.train, dataset.levels)
     features = pca(train)
     reference = features(train)
@@ -86,42 +89,42 @@ def ablation(args, folder):
     def distance(x):
         return frechet(features(data.scale(data.unscale(x, levels), levels)), reference)
 
-    rng = np.random.default_rng([args.seed, 1])
-    noise = distance(rng.standard_normal((args.n, *dataset.image_shape)))
+    noise = distance(rng("images of noise", args.seed).standard_normal((args.n, *dataset.image_shape)))
     real = [distance(data.scale(choose(dataset.train, args.n, seed), levels)) for seed in range(20)]
     distances, samples = [], []
     for row in TABLE:
         print(f"\n{row.predicts}, {row.loss}  (--objective {row.objective})", flush=True)
-        x0 = trained_samples(folder / row.objective, replace(told, objective=row.objective), args.n, args.seed)
+        x0 = trained_samples(folder / row.objective, replace(requested, objective=row.objective), args.n, args.seed)
         distances.append(distance(x0) if x0 is not None else np.inf)
         samples.append(np.zeros((SHOWN, *dataset.image_shape)) if x0 is None else x0[:SHOWN])
-    print_table(told, dataset, args.n, distances, noise, real)
+    print_table(requested, dataset, args.n, distances, noise, real)
     blank = ["" if d < noise else " (blank)" for d in distances]
     common.sheet(args.picture, np.stack(samples), [""] * min(SHOWN, args.n),
-                 f"Table 2. Samples after {told.steps} steps on {dataset.name}; every row from the same noise.",
+                 f"Table 2. Samples after {requested.steps} steps on {dataset.name}; every row from the same noise.",
                  [f"{row.objective}{word}" for row, word in zip(TABLE, blank, strict=True)])
 
 
-def trained_samples(folder, told, n, seed):
-    """n samples of the run in the folder, trained as told if it is not yet; None where its numbers are not finite."""
-    trained = run.resume(folder, told.steps) if (folder / "settings.json").exists() else run.begin(folder, told)
+def trained_samples(folder, requested, n, seed):
+    """n samples of the run in the folder, trained first where it is not; None if its numbers are not finite."""
+    trained = run.resume(folder, requested.steps) if (folder / "settings.json").exists() else run.begin(folder, requested)
     try:
-        if not run.train(trained):
+        if not loop.train(trained):
             raise KeyboardInterrupt
     except UserError as e:
         print(e)
         return None
-    with run.workers_for(trained.settings, trained.device) as workers, np.errstate(all="ignore"):
-        x0 = generate(trained.model, n, seed, workers, device=trained.device)
+    with workers_for(trained.device, trained.settings.threads, BATCH) as workers, np.errstate(over="ignore", invalid="ignore"):
+        x0 = generate(trained.model, n, seed, workers)
     outside = float(np.mean(np.abs(x0) > 1))
     print(f"numbers of the samples outside [-1, 1]: {outside:.1%}")
     return x0 if np.isfinite(x0).all() else None
 
 
-def print_table(told, dataset, n, distances, noise, real):
-    """Table 2's rows with both columns, what gives the numbers a meaning, and how the order compares with the paper's."""
-    print(f"\nTable 2 on {dataset.name}, {told.steps} steps of {told.resolved(dataset.image_shape).batch} images a row, "
-          f"{n} samples; the paper's: CIFAR10, 800,000 steps\n")
+def print_table(requested, dataset, n, distances, noise, real):
+    """Print Table 2's rows, ours and the paper's, the distances to compare them with, and both orders."""
+    batch = requested.resolved(dataset.image_shape).batch
+    print(f"\nTable 2 on {dataset.name}, {requested.steps} steps of {batch} images a row, {n} samples; "
+          "the paper's: CIFAR10, 800,000 steps\n")
     print("objective                               Fréchet distance      paper: IS     FID")
     for predicts in dict.fromkeys(row.predicts for row in TABLE):
         print(predicts)
@@ -130,18 +133,18 @@ def print_table(told, dataset, n, distances, noise, real):
                 found = f"{d:.2f}" if d < noise else "–"
                 wide = 36 + row.loss.count("\N{COMBINING TILDE}")
                 print(f"  {row.loss:{wide}}  {found:>14}  {row.IS or '–':>15}  {row.FID or '–':>6}")
-    print(f"\n{np.mean(real):.2f} ± {np.std(real):.2f} for {n} training images (a difference of that ± is none), "
+    print(f"\n{np.mean(real):.2f} ± {np.std(real):.2f} for {n} training images (differences within ± are not significant), "
           f"{noise:.2f} for noise")
     ours = order(distances, noise)
     papers = order([float(row.FID or "inf") for row in TABLE], np.inf)
     print(f"best first, here:  {' < '.join(ours)}\n           paper:  {' < '.join(papers)}")
     if ours != papers:
-        print("The orders differ.  The paper's is of one network and data set a thousand times larger, trained 500 times as "
-              "long\nand judged by another measure; one short run on small images neither confirms nor refutes it.")
+        print("The orders differ.  The paper's is for a network and a data set a thousand times larger, trained 500 times as "
+              "long,\nby another measure; one short run on small images neither confirms nor refutes it.")
 
 
 def order(scores, worst):
-    """The objectives that have a score below the worst, best first."""
+    """The objectives with a score below the worst, best first."""
     named = [(score, row.objective) for score, row in zip(scores, TABLE, strict=True) if score < worst]
     return [name for _, name in sorted(named)]
 

@@ -147,7 +147,7 @@ def q_posterior(s, x0, x_t, t):
 
 
 def posterior_coefficients(s, t):
-    """Eq. (7).  The factors of x_0 and of x_t in μ̃_t, float64, shaped as t."""
+    """The factors of x_0 and of x_t in Eq. (7)'s μ̃_t: float64, shaped as t."""
     beta, alpha, alpha_bar, alpha_bar_prev = s.beta[t], s.alpha[t], s.alpha_bar[t], s.alpha_bar[t - 1]
     coef_x0 = np.sqrt(alpha_bar_prev) * beta / (1 - alpha_bar)
     coef_xt = np.sqrt(alpha) * (1 - alpha_bar_prev) / (1 - alpha_bar)

@@ -10,7 +10,9 @@ PURPOSES = ("initial weights", "order of the images", "mirrored images", "traini
 def rng(purpose, seed, *index):
     """A NumPy generator whose stream is a function of the purpose, one of PURPOSES, the seed >= 0 and the index alone.
 
-    index: whole numbers from 0 to 2^32 - 1, such as a training step or an image's number.  The streams are those of NumPy's
-    SeedSequence with the purpose and the index as its spawn_key, which keeps every combination apart, whatever the seed.
+    index: such as a training step or an image's number.  The streams are those of NumPy's SeedSequence with the purpose and the
+    index as its spawn_key, which keeps all combinations apart.  ValueError: an index that is not from 0 to 2^32 - 1.
     """
+    if not all(0 <= number < 2**32 for number in index):
+        raise ValueError(f"index is {index}; expected numbers from 0 to 2^32 - 1")
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(PURPOSES.index(purpose), *index)))

@@ -114,6 +114,6 @@ def train(settings, cfg, s, state, dataset, gradient=gradient, update=update):
         loss, grad = gradient(settings.objective, cfg, s, state.params, Batch(x0, t, eps, seeds),
                               settings.sigma2, dataset.levels)                              # 5: take gradient descent step on
         norm, lr   = update(settings, state, grad)                                          #    ∇_θ ‖ε − ε_θ(x_t, t)‖²
-        del grad                                                                            #    (its memory is needed again)
+        del grad                                                                            #    its memory is the next step's
         yield Metrics(step, loss, norm, lr)
                                                                                             # 6: until converged

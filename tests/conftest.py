@@ -63,7 +63,7 @@ def pytest_sessionfinish(session):
 
 @pytest.fixture
 def gpu(request, monkeypatch):
-    """A device "cuda": .name of the backend; .counting(), the launches, syncs, h2d … of a block; .kernels, whether they can run."""
+    """A device "cuda": .name of the backend; .counting(), launches, syncs, h2d … of a block; .kernels, whether they can run."""
     if chosen.missing:
         say = pytest.fail if request.config.getoption("--require-backend") else pytest.skip
         say(f"backend {chosen.name}: {chosen.missing}")

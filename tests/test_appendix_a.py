@@ -1,4 +1,4 @@
-"""App. A: the bound in its three forms, Eq. (3), (5) and (16), as one number; and what Sec. 3.2 and 4.3 say about its terms."""
+"""App. A: the bound in its three forms, Eq. (3), (5) and (16), as one number; and Sec. 3.2 and 4.3 on its terms."""
 
 import itertools
 import math

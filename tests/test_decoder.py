@@ -106,7 +106,7 @@ def test_eq13_interval_that_holds_nearly_everything_keeps_what_is_outside(z):
 
 
 def test_sec32_which_variance_of_the_decoder_costs_fewer_bits_depends_on_the_means_error():
-    """β̃_2 where the mean is good, β_1 where it errs by more than about σ_1: Schedule.sigma2 says so."""
+    """β̃_2 where the mean is good, β_1 where it errs by more than about σ_1; see Schedule.sigma2."""
     s, x0 = Schedule.linear(), GRIDS[256][1:-1]
     rng = np.random.default_rng(0)
 

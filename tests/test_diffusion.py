@@ -1,4 +1,4 @@
-"""diffusion.py: the forward process, its posterior and what ε says about them, against literal.py and closed forms."""
+"""diffusion.py: the forward process, its posterior, and both in terms of ε, against literal.py and closed forms."""
 
 import dataclasses
 import math
@@ -191,7 +191,7 @@ def test_eq07_coefficients_of_the_paper():
         assert f"{q_posterior(S, zero, one, t)[0].item():.8f}" == x_t
 
 
-# What ε says
+# In terms of ε
 
 
 @each_schedule
@@ -296,7 +296,7 @@ def test_arguments_are_left_alone():
         f(t, x, eps)
 
 
-# The transcription agrees with itself where the paper says that two equations are one
+# The transcription agrees with itself where two of the paper's equations are one
 
 
 def gaussian_model(m=0.4, v=0.3):

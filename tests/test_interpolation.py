@@ -1,4 +1,4 @@
-"""sample.py: interpolation (Fig. 8, 9), against its transcription and against what closed-form models say exactly."""
+"""sample.py: interpolation (Fig. 8, 9), against its transcription and against the exact results of closed-form models."""
 
 import math
 
@@ -43,7 +43,7 @@ class Recorded:
 
 
 def first_x_bar(x0, x0_prime, lam, t, seed=0):
-    """x̄_t: what the model sees first."""
+    """x̄_t: the model's first argument."""
     model = Recorded(wavy)
     interpolate(S, model, x0, x0_prime, lam, t, seed)
     assert [t for _, t in model.seen] == list(range(t, 0, -1))
@@ -117,7 +117,7 @@ def test_fig08_each_lambda_is_the_same_alone_or_with_others():
 
 
 def test_fig08_ends_are_the_reconstructions_of_the_two_images():
-    """λ = 0 knows nothing of x_0', nor λ = 1 of x_0; and a model that knows the two images gives them back where t is small."""
+    """λ = 0 does not depend on x_0', nor λ = 1 on x_0; ε* of the two images gives them back where t is small."""
     x0, x0_prime, other = images(1, 2, 6), images(2, 2, 6), images(3, 2, 6)
     ends = interpolate(S, wavy, x0, x0_prime, [0, 1], 12)
     np.testing.assert_array_equal(interpolate(S, wavy, x0, other, 0, 12), ends[0])
@@ -142,7 +142,7 @@ def test_fig08_of_a_finite_data_set_every_image_between_is_one_of_the_set():
 
 def test_fig09_t_0_mixes_the_pixels():
     def never(x_t, t):
-        raise AssertionError("t = 0 asks no model")
+        raise AssertionError("t = 0 needs no model")
 
     x0, x0_prime = images(1, 2, 3), images(2, 2, 3)
     for lam in 0.0, 0.3, 1.0:

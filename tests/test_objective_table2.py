@@ -36,7 +36,7 @@ def example(t, sigma2="beta", levels=256, seed=0):
 
 
 def slope(e, predicts):
-    """∂μ_θ / ∂prediction, (B,1,1,1): how much the mean moves with what the network predicts; see Eq. (11) and (7)."""
+    """∂μ_θ / ∂prediction, (B,1,1,1): how much the mean moves with the network's prediction; see Eq. (11) and (7)."""
     beta, alpha, a_bar, a_bar_prev = e.s.beta[e.t], e.s.alpha[e.t], e.s.alpha_bar[e.t], e.s.alpha_bar[e.t - 1]
     s = {"eps": beta / np.sqrt(alpha * (1 - a_bar)), "mu": np.ones(len(e.t)), "x0": np.sqrt(a_bar_prev) * beta / (1 - a_bar)}
     return s[predicts].reshape(-1, 1, 1, 1)

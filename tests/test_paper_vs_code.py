@@ -24,7 +24,7 @@ def test_alg2_clipping_changes_the_samples_and_the_bound():
     assert np.abs(clipped).max() == 1 and np.abs(printed).max() > 3
     x0 = np.random.default_rng(0).choice([-1.0, 1.0], (20, 6))
     bits = [vlb(S, WIDE, x0, np.random.default_rng(2), clip=clip).total.mean() for clip in (True, False)]
-    assert bits[0] < bits[1] - 0.1                  # data are in [−1, 1]: to know it is worth bits
+    assert bits[0] < bits[1] - 0.1                  # data are in [−1, 1], and clipping uses that
 
 
 def test_table2_clipping_under_mu_prediction():

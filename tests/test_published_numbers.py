@@ -1,7 +1,7 @@
 """Numbers that diffusers publishes in its own tests, reproduced without torch or diffusers.
 
-The noise is torch's (torch_normal.py).  The schedule is theirs too where it says so, float32: 1 − ᾱ_1 = 0.0001 is the
-difference of two numbers near 1 and off by 1.7e-4 of itself there, which is what the second number published contains.
+The noise is torch's (torch_normal.py).  Float32Schedule has their tables too, in float32: 1 − ᾱ_1 = 0.0001 is the difference of
+two numbers near 1 and off by 1.7e-4 of itself there, which is contained in the second published number.
 """
 
 import os

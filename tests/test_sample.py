@@ -36,7 +36,7 @@ def reverse(s, eps_theta, shape, seed, like=LIKE, **how):
 
 
 def streams(seed, image, T, D):
-    """The noise that image number `image` sees: x_T, and z[t] for t = T..2."""
+    """The noise of image number `image`: x_T, and z[t] for t = T..2."""
     stream = rng("sampling", seed, image)
     draws = [stream.standard_normal(D, dtype=np.float32).astype(float).tolist() for _ in range(T)]
     return draws[0], dict(zip(range(T, 1, -1), draws[1:], strict=True))
@@ -103,7 +103,7 @@ def exact_law(beta, sigma2, m, v):
 
 
 def law_of_the_chain(s, eps_theta, sigma2):
-    """Mean and variance of every x_t, exactly: number 0 sees no noise, number k the k-th draw alone, and the chain is linear."""
+    """Mean and variance of every x_t, exactly: number 0 gets no noise, number k the k-th draw alone, and the chain is linear."""
     draws, M, V = np.eye(s.T + 1)[1:, None], {}, {}                         # draw k = 1..T is 1 for number k and 0 for the others
     for t, x_t, _ in reverse_process(s, eps_theta, iter(draws), sigma2=sigma2, clip=False):
         M[t], V[t] = x_t[0, 0], ((x_t[0, 1:] - x_t[0, 0]) ** 2).sum()

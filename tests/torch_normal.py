@@ -15,7 +15,7 @@ from minddpm.sample import last, reverse_process
 
 
 class TorchNormal:
-    """torch.Generator().manual_seed(seed), of which one asks for normal numbers only.  seed: 0..2³²−1."""
+    """The normal numbers of torch.Generator().manual_seed(seed), as long as nothing else is drawn from it.  seed: 0..2³²−1."""
 
     def __init__(self, seed):
         self._words = np.random.RandomState(seed)._bit_generator

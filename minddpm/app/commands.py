@@ -38,7 +38,7 @@ def demo(args):
         return 130
     film = pictures.Film(run.settings.T)
     with workers_for(run.device, run.settings.threads, BATCH) as workers:
-        x0 = generate(run.fast_model, 64, args.seed, workers, on_step=film)
+        x0 = generate(run.model, 64, args.seed, workers, on_step=film)
     pictures.save_png(folder / "samples.png", pictures.grid(pictures.to_uint8(x0)))
     film.save(folder / "reverse.gif")
     quoted = shlex.quote(str(folder))

@@ -16,7 +16,8 @@ from minddpm.fast.training import gradient_by, update_by
 from minddpm.train import train
 
 BASE_RSS = 55 * 2**20       # bytes: the process with NumPy and minddpm imported
-ALLOCATOR_OVERHEAD = 1.3    # resident memory for the arrays of a step over their bytes: measured 1.2 to 1.5 after 12 steps
+THREAD_RSS = 25 * 2**20     # bytes: a worker thread's BLAS buffers and the allocator's own memory for it
+ALLOCATOR_OVERHEAD = 1.05   # resident memory for the arrays of a step over their bytes: measured 1.00 to 1.12
 STEPS = 10**9               # more than are ever tried
 
 
@@ -42,7 +43,8 @@ def dry_run(requested):
     if len(sizes) > workers.threads:
         peak += weights                                                 # the sum of the parts' gradients
     if device == "cpu":
-        peak = BASE_RSS + 4 * weights + dataset.train.nbytes + dataset.held_out.nbytes + ALLOCATOR_OVERHEAD * peak
+        peak = (BASE_RSS + THREAD_RSS * workers.threads + ALLOCATOR_OVERHEAD * peak
+                + 4 * weights + dataset.train.nbytes + dataset.held_out.nbytes)
     warning = prior_warning(settings.schedule())
     return "\n".join([
         "settings", *(f"  {name:13} {value}" for name, value in asdict(settings).items()),

@@ -18,8 +18,7 @@ from minddpm.errors import UserError
 from minddpm.fast import parallel, workers_for
 from minddpm.likelihood import Bound, normal, rate_distortion, reverse_term, vlb
 from minddpm.random import rng
-from minddpm.storage import files
-from minddpm.storage.folder import load
+from minddpm.storage import files, load
 
 BATCH = 64                  # images at a time
 TRAIN_TERMS = 50            # of the training set's estimate: a twentieth of the paper's 1000 terms, and of the time

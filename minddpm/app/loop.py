@@ -77,7 +77,7 @@ def _read(run, unread, progress):
 
 def _picture(run, workers, progress):
     try:
-        save_picture(run.folder / "samples" / f"step_{run.state.step:07}.png", run.fast_model, PICTURE, run.settings.seed, workers)
+        save_picture(run.folder / "samples" / f"step_{run.state.step:07}.png", run.model, PICTURE, run.settings.seed, workers)
     except Exception as e:
         if not isinstance(e, OSError | UserError) and not is_out_of_memory(e):
             raise

@@ -23,8 +23,7 @@ from minddpm.errors import UserError
 from minddpm.fast import ops_for
 from minddpm.model import Model
 from minddpm.objective import OBJECTIVES
-from minddpm.storage import files, weights
-from minddpm.storage.folder import save
+from minddpm.storage import files, save, weights
 from minddpm.train import TrainingState
 from minddpm.unet import init
 
@@ -54,14 +53,10 @@ class Run:
 
     @property
     def model(self):
-        """The model as it is now, with the EMA weights."""
-        predicts = OBJECTIVES[self.settings.objective].predicts
-        return Model(self.config, self.state.ema, self.settings.schedule(), self.settings.sigma2, predicts=predicts)
-
-    @property
-    def fast_model(self):
-        """The same with fast layers, to sample from before the next training step."""
-        return replace(self.model, ops=ops_for(self.state.ema, self.config.image_size))
+        """The model as it is now, with the EMA weights.  It must not be used after another training step."""
+        return Model(self.config, self.state.ema, self.settings.schedule(), self.settings.sigma2,
+                     predicts=OBJECTIVES[self.settings.objective].predicts,
+                     ops=ops_for(self.state.ema, self.config.image_size))
 
 
 def begin(folder, requested):

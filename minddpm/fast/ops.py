@@ -37,14 +37,22 @@ class CpuOps:
     def __init__(self, params, image_size, training=False, map=map):
         weights = [(w, m) for w, side in _weights_3x3(params, image_size) if (m := tile_size(side, *w.shape[2:]))]
         self._params = params                       # alive, so that an id stays that weight's
-        self._transformed = dict(map(lambda w_m: (id(w_m[0]), transform(*w_m, training)), weights))
+        self._tiles = {id(w): m for w, m in weights}
+        self._transformed = dict(map(lambda w_m: (id(w_m[0]), transform(*w_m, training)), weights)) if training else {}
+
+    def _transform(self, w):
+        """The weight's Transformed, computed when it is first used; None where Winograd's convolution is not the fastest."""
+        if id(w) not in self._transformed:
+            m = self._tiles.get(id(w))
+            self._transformed[id(w)] = transform(w, m) if m else None
+        return self._transformed[id(w)]
 
     def conv2d(self, p, x, stride=1):
         """App. B.  layers.conv2d, by the algorithm that is fastest for this weight."""
         k, _, C, N = p["weight"].shape
         if k == 1:
             return matmul.conv1x1(p, x)
-        if stride == 1 and (transformed := self._transformed.get(id(p["weight"]))):
+        if stride == 1 and (transformed := self._transform(p["weight"])):
             return winograd(p, x, transformed)
         if stride == 1 and 4 * N <= C:
             return narrow_conv2d(p, x)
@@ -52,7 +60,7 @@ class CpuOps:
 
     def conv2d_plus(self, p, x, v):
         """App. B.  layers.conv2d_plus, likewise."""
-        transformed = self._transformed.get(id(p["weight"]))
+        transformed = self._transform(p["weight"])
         return winograd_plus(p, x, v, transformed) if transformed else layers.conv2d_plus(p, x, v)
 
 

@@ -20,7 +20,7 @@ def gradient_by(workers, policy=store):
             batch = train.Batch(x0, batch.t, eps, seeds)
         ops, B = ops_for(params, cfg.image_size, training=True, map=workers.map), len(batch.x0)
 
-        @np.errstate(over="ignore", invalid="ignore")       # of a diverging network, which Metrics.checked reports
+        @np.errstate(over="ignore", invalid="ignore", divide="ignore")      # a diverging network: Metrics.checked reports it
         def part_gradient(images):
             part = train.Batch(*(a[images] for a in batch))
             return train.gradient(objective, cfg, s, params, part, sigma2, levels, B, ops, policy)

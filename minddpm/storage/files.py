@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON that is read without trusting it."""
+"""Files written atomically, and JSON read without trusting it."""
 
 import contextlib
 import json
@@ -7,14 +7,14 @@ from pathlib import Path
 
 from minddpm.errors import UserError
 
-MAX_JSON = 10**7                # bytes: what a hostile file may make us parse
+MAX_JSON = 10**7                # bytes: a hostile file could otherwise fill the memory
 
 
 def write(path, data):
-    """Bytes, or an iterable of pieces of them, each made when it is written -> a file, its folders made as needed.
+    """Write bytes, or an iterable of bytes-like pieces, to a file; missing folders are made.
 
-    Under another name first, flushed to the disk, then renamed: a full disk or an interruption at any moment leaves the old
-    file as it was.  UserError: the file cannot be written.
+    Written atomically: to a temporary file, flushed to the disk, then renamed.  A full disk or an interruption at any moment
+    leaves the old file as it was.  UserError: the file cannot be written.
     """
     path = Path(path)
     part = path.parent / f".{path.name}.{os.getpid()}.part"
@@ -34,22 +34,22 @@ def write(path, data):
 
 
 def sweep(folder):
-    """Remove what `write` left in a folder and its subfolders when it was killed.  Writes that are under way would fail."""
+    """Remove the temporary files of killed calls of `write` from a folder and its subfolders.  A call under way would fail."""
     for part in Path(folder).rglob(".*.part"):
         with contextlib.suppress(OSError):
             part.unlink()
 
 
 def write_json(path, value):
-    """A JSON file, indented.  UserError: the file cannot be written."""
+    """Write a JSON file, indented, atomically.  UserError: the file cannot be written."""
     write(path, (json.dumps(value, indent=2) + "\n").encode())
 
 
 def read_json(path):
-    """A JSON file that holds one object -> dict.  UserError: missing, unreadable, larger than 10 MB, or not that."""
+    """The dict in a file of one JSON object.  UserError: it is missing, unreadable, larger than 10 MB or not one JSON object."""
     try:
         if not Path(path).is_file():
-            raise UserError(f"{path} does not exist, or is no regular file; expected a JSON file")
+            raise UserError(f"{path} does not exist or is not a regular file; expected a JSON file")
         with open(path, "rb") as f:
             data = f.read(MAX_JSON + 1)
     except OSError as e:
@@ -58,9 +58,9 @@ def read_json(path):
 
 
 def parse_json(data, path):
-    """Bytes of JSON, at most 10 MB, from the file at path -> dict.
+    """The dict in bytes of JSON.  path: the file that they are from, for messages.
 
-    UserError: no JSON, no object, nested more than 20 deep, or an object in it has two values for one key.
+    UserError: more than 10 MB, no valid JSON, no object, nested more than 20 deep, or two values for one key of an object.
     """
     if len(data) > MAX_JSON:
         raise UserError(f"{path} has more than {MAX_JSON // 10**6} MB of JSON; expected a few kB")

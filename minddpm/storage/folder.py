@@ -1,4 +1,4 @@
-"""The folder of a diffusers DDPMPipeline: which of its files hold what, and which of them we read.
+"""A model's folder, which is that of a diffusers DDPMPipeline: saved, found and loaded.
 
     nested, as save_pretrained writes it        flat, as google/ddpm-cifar10-32 and its siblings have it
     model_index.json                            model_index.json
@@ -18,18 +18,19 @@ from minddpm.device import to_device
 from minddpm.errors import UserError, printable
 from minddpm.fast import ops_for
 from minddpm.model import Model
-from minddpm.storage import files, scheduler_config, unet_config, weights
-from minddpm.storage import json_options as options
+from minddpm.storage import scheduler_config, unet_config, weights
+from minddpm.storage.files import read_json, write_json
+from minddpm.storage.json_options import VERSION, check_class
 from minddpm.unet import parameters
 
 INDEX = "model_index.json"
-INDEX_JSON = {"_class_name": "DDPMPipeline", "_diffusers_version": options.VERSION,
+INDEX_JSON = {"_class_name": "DDPMPipeline", "_diffusers_version": VERSION,
               "scheduler": ["diffusers", "DDPMScheduler"], "unet": ["diffusers", "UNet2DModel"]}
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
-class Files(NamedTuple):
-    """The three files that make a model."""
+class Paths(NamedTuple):
+    """The paths of the three files that make a model."""
 
     unet: Path
     weights: Path
@@ -37,45 +38,73 @@ class Files(NamedTuple):
 
 
 def nested(folder):
-    """The files' places as save_pretrained has them; none of them need exist."""
-    return Files(folder / "unet" / "config.json", folder / "unet" / WEIGHTS, folder / "scheduler" / "scheduler_config.json")
+    """The Paths that save_pretrained uses; the files need not exist."""
+    return Paths(folder / "unet" / "config.json", folder / "unet" / WEIGHTS, folder / "scheduler" / "scheduler_config.json")
 
 
 def flat(folder):
-    """The files' places as the hub's google/ddpm-* have them; none of them need exist."""
-    return Files(folder / "config.json", folder / WEIGHTS, folder / "scheduler_config.json")
+    """The Paths of google/ddpm-* on the Hugging Face hub; the files need not exist."""
+    return Paths(folder / "config.json", folder / WEIGHTS, folder / "scheduler_config.json")
+
+
+def save(folder, model):
+    """Write the Model as a folder that diffusers' DDPMPipeline.from_pretrained opens.  UserError: it cannot be written.
+
+    diffusers samples from it if it predicts ε or x_0 with a fixed σ_t².  It has no name for μ̃ prediction or a learned
+    log-variance: it opens such a folder, and raises an error when asked for samples.
+    """
+    folder = Path(folder)
+    paths = nested(folder)
+    weights.write(paths.weights, model.params)
+    write_json(paths.unet, unet_config.to_json(model.config))
+    write_json(paths.scheduler, scheduler_config.to_json(model))
+    write_json(folder / INDEX, INDEX_JSON)
+
+
+def load(folder, device="cpu"):
+    """The Model in a diffusers pipeline folder, its weights as float32 on the device, "cpu" or "cuda".
+
+    UserError: no such folder, a file that is missing, damaged or a pickle, or an option that minddpm does not have.
+    """
+    paths = find(Path(folder))
+    config = unet_config.from_json(read_json(paths.unet), paths.unet)
+    sampler = scheduler_config.from_json(read_json(paths.scheduler), paths.scheduler)
+    if config.learned_sigma != (sampler.sigma2 == "learned"):
+        raise UserError(f"{paths.unet} has in_channels {config.in_channels} and out_channels {config.out_channels}, "
+                        f"which does not fit the variance_type in {paths.scheduler}")
+    params, _ = weights.read(paths.weights, tree.map(lambda init: init.shape, parameters(config)))
+    params = tree.map(lambda a: to_device(a, device), params)
+    return Model(config, params, **sampler._asdict(), ops=ops_for(params, config.image_size))
 
 
 def find(folder):
-    """A pipeline's folder -> Files, each of which exists and lies in it.
+    """The Paths of a pipeline's files, each of which exists and lies in the folder.
 
-    UserError: no such folder or file, another pipeline, weights that are pickled, or a link that leads out of the folder.
+    UserError: no such folder or file, another kind of pipeline, pickled weights, or a link that leads out of the folder.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; expected a model's or a run's folder, with {INDEX} in it")
+        raise UserError(f"{folder} is not a folder; expected a model's or a run's folder, with {INDEX} in it")
     if not os.path.lexists(folder / INDEX):
-        raise UserError(f"{folder} has no {INDEX}; expected a model's or a run's folder (a run has one once it is saved)")
+        raise UserError(f"{folder} has no {INDEX}; expected a model's or a run's folder (a run has one after its first save)")
     _check_inside(folder, folder / INDEX)
-    kind = files.read_json(folder / INDEX).get("_class_name")
-    if kind != "DDPMPipeline":
-        raise UserError(f"{folder / INDEX} describes a {options.shown(kind)}; expected a 'DDPMPipeline'")
-    found = nested(folder) if (folder / "unet").is_dir() else flat(folder)
-    _check_weights(folder, found.weights)
-    for path in found:
+    check_class(read_json(folder / INDEX), folder / INDEX, INDEX_JSON["_class_name"])
+    paths = nested(folder) if (folder / "unet").is_dir() else flat(folder)
+    _check_weights(folder, paths.weights)
+    for path in paths:
         _check_inside(folder, path)
-    return found
+    return paths
 
 
 def _check_weights(folder, path):
-    """Say what to do about weights in another form than ours."""
+    """UserError if there are no weights at path, with a command where they are pickled, and other files' names where not."""
     if os.path.lexists(path):
         return
     pickled = path.with_suffix(".bin")
     if os.path.lexists(pickled):
-        here, there = str(folder.absolute()), str(folder.absolute()) + "-safetensors"
-        line = f"from diffusers import DDPMPipeline as P; P.from_pretrained({here!r}).save_pretrained({there!r})"
-        raise UserError(f"{pickled} is a pickle, which can run any program when it is opened; convert it to {WEIGHTS} "
-                        f"where you trust it, with diffusers and torch: python -c {shlex.quote(line)}")
+        source, target = str(folder.absolute()), str(folder.absolute()) + "-safetensors"
+        line = f"from diffusers import DDPMPipeline as P; P.from_pretrained({source!r}).save_pretrained({target!r})"
+        raise UserError(f"{pickled} is a pickle, which can run any program when it is opened; if you trust it, "
+                        f"convert it to {WEIGHTS} with diffusers and torch: python -c {shlex.quote(line)}")
     others = sorted(p.name for p in path.parent.glob("*.safetensors*"))
     raise UserError(f"{path} does not exist; expected all weights in this one file, "
                     f"found {printable(', '.join(others[:3])) or 'no weights'}")
@@ -84,7 +113,7 @@ def _check_weights(folder, path):
 def _check_inside(folder, path):
     """UserError unless path is a regular file and, where links are followed, in the folder.
 
-    The hub's cache is the exception: its snapshots/REVISION/ holds links into ../../blobs/.
+    The hub's cache is an exception: its snapshots/REVISION/ holds links into ../../blobs/.
     """
     root, real = Path(os.path.realpath(folder)), Path(os.path.realpath(path))
     roots = [root] + ([root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [])
@@ -95,34 +124,4 @@ def _check_inside(folder, path):
     except OSError as e:
         raise UserError(f"{path} cannot be read: {e.strerror or e}") from e
     if not stat.S_ISREG(mode):
-        raise UserError(f"{path} is no regular file; expected one")
-
-
-def save(folder, model):
-    """Write the model as a folder that diffusers' DDPMPipeline.from_pretrained opens.  UserError: it cannot be written.
-
-    diffusers samples from it if it predicts ε or x_0 with a fixed σ_t²; it refuses μ̃ prediction and a learned log-variance,
-    for which it has no name, when it is asked to sample.
-    """
-    folder = Path(folder)
-    place = nested(folder)
-    weights.write(place.weights, model.params)
-    files.write_json(place.unet, unet_config.to_json(model.config))
-    files.write_json(place.scheduler, scheduler_config.to_json(model))
-    files.write_json(folder / INDEX, INDEX_JSON)
-
-
-def load(folder, device="cpu"):
-    """A diffusers pipeline folder -> Model, with its weights as float32 on the device, "cpu" or "cuda".
-
-    UserError: no such folder, or what is in it is damaged, foreign, or uses an option that minddpm does not have.
-    """
-    place = find(Path(folder))
-    config = unet_config.from_json(files.read_json(place.unet), place.unet)
-    schedule, sigma2, clip, predicts = scheduler_config.from_json(files.read_json(place.scheduler), place.scheduler)
-    if config.learned_sigma != (sigma2 == "learned"):
-        raise UserError(f"{place.unet} has {config.out_channels} channels out for {config.in_channels} in, "
-                        f"which does not fit the variance_type in {place.scheduler}")
-    params, _ = weights.read(place.weights, tree.map(lambda init: init.shape, parameters(config)))
-    params = tree.map(lambda a: to_device(a, device), params)
-    return Model(config, params, schedule, sigma2, clip, predicts, ops_for(params, config.image_size))
+        raise UserError(f"{path} is not a regular file; expected one")

@@ -1,18 +1,21 @@
-"""Trees of arrays in safetensors files, in the layout that PyTorch and diffusers use.
+"""Trees of arrays in safetensors files, in the layout of PyTorch and under the names of diffusers' UNet2DModel.
 
-This file is the one place where layouts change: in memory convolutions are HWIO and dense weights (in, out), in files
-they are OIHW and (out, in).  Vectors are the same in both.
+This is the only module that changes layouts: in memory convolutions are HWIO and dense weights (in, out), in files OIHW and
+(out, in).  Vectors are the same in both.
 """
 
 import logging
+import re
 
 import numpy as np
 
-from minddpm import device as backend
 from minddpm import tree
-from minddpm.errors import UserError
-from minddpm.storage import files, names
-from minddpm.storage import safetensors_file as tensorfile
+from minddpm.device import to_host
+from minddpm.errors import UserError, printable
+from minddpm.storage import files
+from minddpm.storage.safetensors_file import header, open_file
+
+OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}     # diffusers' attention before 2023
 
 
 def to_file_layout(a):
@@ -26,50 +29,60 @@ def from_file_layout(a):
 
 
 def write(path, params, metadata=None):
-    """A tree of arrays, from either device -> a safetensors file, and a dict of strings beside it.
+    """Write a tree of float arrays, on either device, as a safetensors file, with a dict of strings as its metadata.
 
-    By default the strings are what PyTorch's readers look for.  Whole or not there: see files.write.  Written array by array,
-    in no more memory than one of them takes.  UserError: the file cannot be written.
+    The default metadata is what PyTorch's readers look for.  Written atomically, see files.write, and array by array, so that it
+    needs no more memory than the largest array.  UserError: the file cannot be written.
     """
     flat = tree.flatten(params)
 
     def pieces():
-        yield tensorfile.header({name: (a.dtype, _file_shape(a.shape)) for name, a in flat.items()}, metadata or {"format": "pt"})
+        yield header({name: (a.dtype, _file_shape(a.shape)) for name, a in flat.items()}, metadata or {"format": "pt"})
         for a in flat.values():
-            yield np.ascontiguousarray(to_file_layout(backend.to_host(a)))
+            yield np.ascontiguousarray(to_file_layout(to_host(a)))
 
     files.write(path, pieces())
 
 
 def read(path, shapes):
-    """A safetensors file -> the tree, as float32, and the dict of strings beside it.
+    """The tree in a safetensors file, as float32 on the host, and its metadata, a dict of strings.
 
-    shapes: the tree of shapes, in memory's layout, that the file must hold, no more and no less.  Attention's names before
-    2023 are read too.  Weights in another precision are rounded to float32; a line of the log says so.
+    shapes: the tree of shapes, in memory's layout; the file must hold exactly these arrays, attention's under today's names or
+    those before 2023.  Weights in another precision are converted to float32, with a line in the log.
     UserError: the file is missing, damaged, has other names or shapes, or holds NaN or infinity.
     """
     expected = {name: _file_shape(shape) for name, shape in tree.flatten(shapes).items()}
-    with tensorfile.open_file(path) as stored:
-        spelled = {names.modern(name): name for name in stored.entries}
-        names.check_names(path, set(spelled), set(expected))
-        if len(spelled) < len(stored.entries):
-            raise UserError(f"{path} holds some weights twice, by their old names and their new ones; expected one of the two")
-        entries = {name: stored.entries[spelled[name]] for name in expected}
-        _check_entries(path, entries, expected)
-        flat = {name: _to_memory(path, name, stored.read(spelled[name])) for name in expected}
+    with open_file(path) as stored:
+        stored_names = {modern(name): name for name in stored.entries}
+        _check_names(path, set(stored_names), set(expected))
+        if len(stored_names) < len(stored.entries):
+            raise UserError(f"{path} holds some weights twice, under their old and their new names; expected one of the two")
+        entries = {name: stored.entries[stored_names[name]] for name in expected}
+        for name, entry in entries.items():
+            if entry.shape != expected[name]:
+                raise UserError(f"{path}: {name} has shape {entry.shape}; expected {expected[name]}")
+        flat = {name: _to_memory(path, name, stored.read(entry)) for name, entry in entries.items()}
     others = {entry.dtype for entry in entries.values()} - {"F32"}
     if others:
-        # Not a Python warning: nothing needs to change.  Without a handler of their own, library and command line print it.
+        # Logged, not a Python warning: nothing needs to change.  Where logging is not set up, Python prints the line.
         logging.getLogger("minddpm").warning("%s holds %s weights: used as float32", path, " and ".join(sorted(others)))
     return tree.unflatten(flat), stored.metadata
 
 
-def _check_entries(path, entries, expected):
-    for name, entry in entries.items():
-        if entry.shape != expected[name]:
-            raise UserError(f"{path}: {name} has shape {entry.shape}; expected {expected[name]}")
-        if entry.dtype not in tensorfile.FLOATS:
-            raise UserError(f"{path}: {name} has dtype {entry.dtype}; expected one of {', '.join(tensorfile.FLOATS)}")
+def modern(name):
+    """Today's name of a weight in diffusers, from that or the one before 2023.
+
+    >>> modern("down_blocks.1.attentions.0.proj_attn.weight")
+    'down_blocks.1.attentions.0.to_out.0.weight'
+    """
+    return re.sub(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.", lambda m: f"{m[1]}.{OLD_NAMES[m[2]]}.", name)
+
+
+def _check_names(path, found, expected):
+    for problem, names in ("lacks", expected - found), ("has unexpected", found - expected):
+        if names:
+            first = printable(min(names)) + (f" and {len(names) - 1} more" if len(names) > 1 else "")
+            raise UserError(f"{path} {problem} {first}; expected {len(expected)} tensors, found {len(found)}")
 
 
 def _to_memory(path, name, a):

@@ -356,9 +356,9 @@ TRAIN = ["train", "--data", "digits", "--out", "out"]
     (["demo", "--out", "full"], "full is not empty; choose another --out"),
     (["demo", "--out", "file/run", "--minutes", "0.0001"], "cannot be written: "),
     (["demo", "--device", "cuda"], "device is 'cuda', but CuPy is not installed"),
-    (["sample", "nowhere"], "nowhere is no folder"),
+    (["sample", "nowhere"], "nowhere is not a folder"),
     (["sample", "full"], "full has no model_index.json"),
-    (["sample", "file"], "file is no folder"),
+    (["sample", "file"], "file is not a folder"),
     (["sample", "TRAINED", "-n", "0"], "-n is 0"),
     (["sample", "TRAINED", "-n", "-5"], "-n is -5"),
     (["sample", "TRAINED", "--batch", "0"], "--batch 0"),
@@ -457,7 +457,7 @@ def test_the_installed_command():
     for command in [Path(sys.executable).with_name("minddpm")], [sys.executable, "-m", "minddpm"]:
         done = subprocess.run([*command, "sample", "nowhere"], capture_output=True, text=True)
         assert done.returncode == 2 and done.stdout == ""
-        assert one_sentence(done.stderr) == ("minddpm: nowhere is no folder; expected a model's or a run's folder, "
+        assert one_sentence(done.stderr) == ("minddpm: nowhere is not a folder; expected a model's or a run's folder, "
                                              "with model_index.json in it\n")
 
 

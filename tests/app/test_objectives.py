@@ -26,7 +26,7 @@ def test_a_run_learns_saves_loads_and_samples(tmp_path, name):
         return gradient(name, trained.config, s, trained.state.params, unseen, settings.sigma2, 17)[0]
 
     before = loss_now()
-    assert loop.train_run(trained)
+    assert loop.train(trained)
     assert loss_now() < (0.95 if objective.predicts == "eps" else 0.8) * before
     model = minddpm.load(tmp_path / "run")
     assert (model.predicts, model.sigma2) == (objective.predicts, "learned" if objective.learned_sigma else "beta")
@@ -38,9 +38,9 @@ def test_a_run_learns_saves_loads_and_samples(tmp_path, name):
 
 
 def test_a_run_with_a_learned_variance_resumes(tmp_path):
-    assert loop.train_run(run.begin(tmp_path / "run", Settings(**SETTINGS | dict(steps=2), objective="mu-L-learned")))
+    assert loop.train(run.begin(tmp_path / "run", Settings(**SETTINGS | dict(steps=2), objective="mu-L-learned")))
     resumed = run.resume(tmp_path / "run", steps=4)
-    assert loop.train_run(resumed) and resumed.state.step == 4 and resumed.settings.sigma2 == "learned"
+    assert loop.train(resumed) and resumed.state.step == 4 and resumed.settings.sigma2 == "learned"
 
 
 @pytest.mark.parametrize("objective, sigma2, sentence", [
@@ -77,4 +77,4 @@ def test_a_learned_variance_that_leaves_float64_ends_training_with_one_sentence(
     begun = run.begin(tmp_path / "run", Settings(**SETTINGS, objective="eps-L-learned"))
     begun.state.params["conv_out"]["bias"][1] = -1e6                        # σ² = e^−1000000
     with pytest.raises(UserError, match="^step 1: the loss is (nan|inf) and the gradient's norm "):
-        loop.train_run(begun)
+        loop.train(begun)

@@ -49,7 +49,7 @@ def torch_side(preset, kind, channels_last):
 
 
 def serve(pipe, side, workload, precision):
-    """A side's process: `vs_torch.answer`, and at the end the memory that it held."""
+    """A side's process: `vs_torch.serve_steps`, and at the end the memory that it held."""
     os.environ["CUPY_TF32"] = str(int(precision == "tf32"))      # read once, at the first matrix product
     preset, batch, kind = WORKLOADS[workload]
     if side == "minddpm":
@@ -59,7 +59,7 @@ def serve(pipe, side, workload, precision):
         import torch
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
         built, memory = torch_side(preset, kind, side == "torch channels_last"), torch.cuda.max_memory_reserved
-    vs_torch.answer(pipe, built, preset, batch)
+    vs_torch.serve_steps(pipe, built, preset, batch)
     pipe.send(memory() / 2**20)
 
 

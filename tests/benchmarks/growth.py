@@ -2,7 +2,7 @@
 
 A training step's time and peak memory against batch, width and image size, one variable at a time, and the exponent k of
 cost ~ variable^k, fitted to the larger half of each row.  The last line is one image through the paper's 256×256 network.
-Each step is computed in a process of its own, whose peak memory the kernel tells.
+Each step is computed in a process of its own, whose peak memory the kernel reports.
 """
 
 import argparse

@@ -41,7 +41,7 @@ def standing(monkeypatch, changed=None):
     monkeypatch.setattr(bench, "started", started)
 
 
-def test_what_is_timed_is_told_of_the_better_layout(monkeypatch):
+def test_the_row_has_pytorchs_better_layout(monkeypatch):
     standing(monkeypatch)
     monkeypatch.setattr(bench, "idle", lambda: 0.02)
     numbers = bench.measure("demo-train", 4, 2, False)
@@ -76,7 +76,7 @@ def test_a_busy_machine_is_refused_and_what_was_measured_before_is_kept(monkeypa
     assert json.loads((tmp_path / "x.json").read_text())["results"].keys() == {"demo-train"}
 
 
-def test_idle_answers_how_busy_the_machine_was():
+def test_idle_returns_how_busy_the_machine_was():
     assert 0 <= bench.idle(seconds=0.05, busy=1) <= 1
 
 

@@ -182,7 +182,7 @@ def weights(cfg):
 
 
 def draw(preset, batch, number):
-    """What step `number` sees: x0, which sampling takes for x_t, eps, which it takes for z, (B,H,W,C); t (B,)."""
+    """The batch of step `number`: x0, which sampling takes for x_t, eps, which it takes for z, (B,H,W,C); t (B,)."""
     cfg, rng = config(preset), np.random.default_rng([1, number])
     shape = (batch, cfg.image_size, cfg.image_size, cfg.in_channels)
     x0, t = rng.random(shape, dtype=np.float32) * 2 - 1, rng.integers(1, 1001, batch)
@@ -190,7 +190,7 @@ def draw(preset, batch, number):
 
 
 def trained(loss, grad_norm, begun, m, v, params, ema):
-    """What has to agree after a training step.  m sees the clipping, v and the weights Adam, the average its decay.
+    """What has to agree after a training step.  m depends on the clipping, v and the weights on Adam, the average on its decay.
 
     begun() -> the weights before the first step; they and the others are arrays on the host, leaf by leaf.
     """
@@ -217,19 +217,19 @@ def differences(ours, theirs):
 
 
 def serve(pipe, side, workload, threads, compiled):
-    """A side's process: `answer`, and at the end its memory."""
+    """A side's process: `serve_steps`, and at the end its memory."""
     from minddpm.fast import Workers
 
     preset, batch, kind = WORKLOADS[workload]
     if side == "minddpm":
         with Workers(threads) as workers:
-            answer(pipe, minddpm_side(preset, kind, workers), preset, batch)
+            serve_steps(pipe, minddpm_side(preset, kind, workers), preset, batch)
     else:
-        answer(pipe, torch_side(preset, kind, threads, side == "torch channels_last", compiled), preset, batch)
+        serve_steps(pipe, torch_side(preset, kind, threads, side == "torch channels_last", compiled), preset, batch)
     pipe.send(peak_mb())
 
 
-def answer(pipe, side, preset, batch):
+def serve_steps(pipe, side, preset, batch):
     """For each step's number: its time, its CPU time, and of the first steps what has to agree, or None."""
     pipe.send("ready")
     for number in iter(pipe.recv, None):

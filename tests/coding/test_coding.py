@@ -495,7 +495,8 @@ def test_alg3_images_that_the_codec_is_not_for_are_refused(x0):
 
 @pytest.mark.slow
 def test_alg3_alg4_a_hundred_held_out_digits_with_a_trained_network(tmp_path):
-    from minddpm.app.run import begin, train
+    from minddpm.app.loop import train
+    from minddpm.app.run import begin
     from minddpm.app.settings import Settings
     run = begin(tmp_path / "run", Settings(data="digits", steps=600, save_every=0, sample_every=0))
     train(run)

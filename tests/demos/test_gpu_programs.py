@@ -34,9 +34,10 @@ def test_cifar10_demo_trains_on_cifar10_files_and_draws(programs, capsys):
 def test_cifar10_demo_goes_on_with_a_run_that_is_there(programs, capsys, tmp_path, monkeypatch):
     demo = programs("gpu_cifar10")
     monkeypatch.setitem(demo.settings.PRESETS, "cifar10", lambda channels=3: demo.TOY)
-    told = demo.replace(demo.common.SMOKE, data=demo.made_up(tmp_path / "data"), preset="cifar10", device="cpu", batch=4, steps=1)
-    demo.train(tmp_path / "run", told, n=1)
-    demo.train(tmp_path / "run", demo.replace(told, steps=2), n=1)
+    requested = demo.replace(demo.common.SMOKE, data=demo.made_up(tmp_path / "data"), preset="cifar10", device="cpu", batch=4,
+                             steps=1)
+    demo.train(tmp_path / "run", requested, n=1)
+    demo.train(tmp_path / "run", demo.replace(requested, steps=2), n=1)
     assert "step 1 of 2" in capsys.readouterr().out and (tmp_path / "run" / "samples.png").exists()
 
 

@@ -52,7 +52,7 @@ def image256(size=256):
 
 
 def randomize(unet, seed):
-    """Weights of the size that keeps activations about 1, none of them zero: at the paper's init a test would see nothing."""
+    """Weights of the size that keeps activations about 1, none of them zero: at the paper's init almost every gradient is 0."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in unet.named_parameters():

@@ -1,4 +1,4 @@
-"""The check of tests/benchmarks/vs_torch.py that both sides compute the same: it passes what is right and sees each fault."""
+"""vs_torch.py checks that both sides compute the same: it passes where they do and fails at each planted fault."""
 
 import math
 
@@ -38,7 +38,7 @@ def average(weight):
 
 
 M, V, WAY, AVERAGE = "the norm of Adam's m", "the norm of Adam's v", "the weights' way", "their average's way"
-TRAINING = {                # what is planted in PyTorch's side, and what has to see it
+TRAINING = {                # the fault planted in PyTorch's side, and the number that shows it
     "no clipping":              ("torch.nn.utils.clip_grad_norm_", lambda leaves, most: clip_grad_norm(leaves, math.inf), M),
     "clipping to another norm": ("torch.nn.utils.clip_grad_norm_", lambda leaves, most: clip_grad_norm(leaves, 1.001 * most), M),
     "no average":               ("torch._foreach_lerp_", lambda *args: None, AVERAGE),

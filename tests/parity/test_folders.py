@@ -28,13 +28,12 @@ from safetensors.numpy import load_file, save_file
 
 import minddpm
 from minddpm import tree
-from minddpm.app import cli, run
+from minddpm.app import cli, loop, run
 from minddpm.app.settings import Settings
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
 from minddpm.model import Model
-from minddpm.storage import scheduler_config as scheduler_json
-from minddpm.storage import unet_config as unet_json
+from minddpm.storage import scheduler_config, unet_config
 from minddpm.unet import UNetConfig, init
 
 NETWORKS = {
@@ -204,35 +203,27 @@ def test_every_other_scheduler_of_theirs_is_refused_by_name(tmp_path, option):
         minddpm.load(tmp_path)
 
 
-def test_our_tables_know_every_option_of_theirs_and_its_default():
+def test_our_tables_are_their_options_and_defaults():
     """So that a new version of diffusers with a new option or default is noticed here."""
-    for theirs, table in (UNet2DModel, unet_json), (DDPMScheduler, scheduler_json):
-        signature = inspect.signature(theirs.__init__).parameters
-        defaults = {name: p.default for name, p in signature.items() if name not in ("self", "kwargs")}
-        assert defaults.keys() <= table.FIXED.keys() | table.READ
-        assert {name: defaults[name] for name in table.FIXED if name in defaults} == \
-               {name: default for name, (_, default) in table.FIXED.items() if name in defaults}
-    network = inspect.signature(UNet2DModel.__init__).parameters
-    ours = dict(in_channels=3, out_channels=3, layers_per_block=2, norm_num_groups=32, norm_eps=1e-5, dropout=0.0,
-                attention_head_dim=8)
-    assert {name: network[name].default for name in ours} == ours
-    scheduler = inspect.signature(DDPMScheduler.__init__).parameters
-    ours = dict(num_train_timesteps=1000, beta_start=1e-4, beta_end=0.02, beta_schedule="linear", variance_type="fixed_small",
-                clip_sample=True, prediction_type="epsilon", trained_betas=None)
-    assert {name: scheduler[name].default for name in ours} == ours
+    model = Model(UNetConfig.tiny(), {}, Schedule.linear())
+    for theirs, ours, written in ((UNet2DModel, unet_config.DEFAULTS, unet_config.to_json(model.config)),
+                                  (DDPMScheduler, scheduler_config.DEFAULTS, scheduler_config.to_json(model))):
+        options = {name: p.default for name, p in inspect.signature(theirs.__init__).parameters.items() if name != "self"}
+        assert ours == {name: list(value) if isinstance(value, tuple) else value for name, value in options.items()}
+        assert written.keys() == options.keys() | {"_class_name", "_diffusers_version"}
 
 
 def test_a_network_with_all_their_defaults_is_refused(tmp_path):
     save_theirs(tmp_path, UNet2DModel(sample_size=16, block_out_channels=(32, 32), down_block_types=("DownBlock2D",) * 2,
                                       up_block_types=("UpBlock2D",) * 2))
-    with pytest.raises(UserError, match="downsample_padding is 1"):
+    with pytest.raises(UserError, match="attention_head_dim is 8; expected null"):
         minddpm.load(tmp_path)
 
 
 def test_a_training_run_opens_and_samples(tmp_path):
-    told = Settings(data="digits", preset="tiny", steps=3, batch=4, save_every=2, sample_every=0, ema=0.5)
-    trained = run.begin(tmp_path / "run", told)
-    assert run.train(trained)
+    settings = Settings(data="digits", preset="tiny", steps=3, batch=4, save_every=2, sample_every=0, ema=0.5)
+    trained = run.begin(tmp_path / "run", settings)
+    assert loop.train(trained)
     check_run(tmp_path / "run", trained.state.ema)
 
 

@@ -149,5 +149,5 @@ def check_gradients(errors, zeros, tolerance):
           f"{max(zeros.values(), default=0):.0e} of the gradient's norm", end="")
     assert errors[worst] < tolerance, f"{worst}: relative error {errors[worst]:.2e}"
     assert all(error < 1e-12 for error in zeros.values()), zeros
-    # shifts that softmax does not see, or a norm of one channel a group: of its scores, of the channel
+    # shifts of its scores that leave softmax as it is, or of the channel in a norm of one channel a group
     assert all(name.endswith((".bias", "time_emb_proj.weight")) for name in zeros), zeros

@@ -54,7 +54,7 @@ def check(losses, params, expected, tolerance):
     ours, theirs = np.array(losses).T
     worst = np.abs(ours / theirs - 1).max()
     both = [np.concatenate([a.ravel() for a in tree.leaves(p)]) for p in (params, expected)]
-    # softmax does not see to_k's bias: its gradient is 0 but for rounding, and Adam makes steps of full length of the rounding
+    # to_k's bias does not change softmax: its gradient is rounding alone, of which Adam makes steps of full length
     each = {name: relative(a, tree.flatten(expected)[name]) for name, a in tree.flatten(params).items()
             if not name.endswith("to_k.bias")}
     print(f"\nloss {theirs[0]:.4f} -> {theirs[-1]:.4f}; largest relative difference of a loss {worst:.1e}, of all weights "

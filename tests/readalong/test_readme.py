@@ -47,10 +47,11 @@ def bare(text):
 
 def test_the_readmes_excerpts_stand_in_the_sources():
     excerpts = [text for language, text in BLOCKS if language == "python" and ">>> " not in text and "diffusers" not in text]
-    code = "".join(map(bare, SOURCES.values()))
-    assert len(excerpts) >= 2
+    code = "".join(map(bare, [*SOURCES.values(), (ROOT / "demos" / "minimal.py").read_text(encoding="utf-8")]))
+    assert len(excerpts) >= 3
     for excerpt in excerpts:
-        assert "".join(f"{line.strip()}\n" for line in excerpt.splitlines() if line.strip()) in code, excerpt
+        lines = [line.partition("#")[0].strip() for line in excerpt.splitlines()]
+        assert "".join(f"{line}\n" for line in lines if line) in code, excerpt
 
 
 def test_the_readmes_commands_parse():

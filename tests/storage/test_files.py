@@ -17,7 +17,7 @@ OLD, NEW = b"old" * 1000, b"new" * 50_000
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: after it the program makes no system call any more."""
+    """In the place of SIGKILL: after it the program makes no more system calls."""
 
 
 class Disk:
@@ -196,4 +196,4 @@ def test_json_that_is_not_there(tmp_path):
     for path in tmp_path / "missing.json", tmp_path:
         with pytest.raises(UserError) as error:
             files.read_json(path)
-        assert str(error.value) == f"{path} does not exist, or is no regular file; expected a JSON file"
+        assert str(error.value) == f"{path} does not exist or is not a regular file; expected a JSON file"

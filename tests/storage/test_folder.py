@@ -1,4 +1,4 @@
-"""pipeline.py, unet_json.py, scheduler_json.py, options.py: which files make a model, and what their options mean."""
+"""folder.py, unet_config.py, scheduler_config.py, json_options.py: which files make a model, and what their options mean."""
 
 import json
 import os
@@ -12,12 +12,11 @@ import minddpm
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
 from minddpm.model import Model
-from minddpm.storage import folder as pipeline
-from minddpm.storage import scheduler_config as scheduler_json
-from minddpm.storage import unet_config as unet_json
+from minddpm.storage import scheduler_config, unet_config
+from minddpm.storage.folder import WEIGHTS, find, flat, nested
 from minddpm.unet import UNetConfig, init
 
-NESTED = {"unet": "unet/config.json", "weights": f"unet/{pipeline.WEIGHTS}", "scheduler": "scheduler/scheduler_config.json"}
+NESTED = {"unet": "unet/config.json", "weights": f"unet/{WEIGHTS}", "scheduler": "scheduler/scheduler_config.json"}
 CFG = UNetConfig(8, 1, (8, 16), 1, (1,), groups=4)
 
 # The folders on the hub, as their files read.
@@ -56,13 +55,13 @@ def make_flat(folder):
 # ---- folders --------------------------------------------------------------------------------------------------------
 
 def test_nested_and_flat(folder):
-    nested = minddpm.load(folder)
-    assert pipeline.find(folder) == pipeline.nested(folder)
+    before = minddpm.load(folder)
+    assert find(folder) == nested(folder)
     make_flat(folder)
-    assert pipeline.find(folder) == pipeline.flat(folder)
-    flat = minddpm.load(folder)
-    assert flat.config == nested.config
-    assert np.array_equal(flat.params["conv_in"]["weight"], nested.params["conv_in"]["weight"])
+    assert find(folder) == flat(folder)
+    after = minddpm.load(folder)
+    assert after.config == before.config
+    assert np.array_equal(after.params["conv_in"]["weight"], before.params["conv_in"]["weight"])
 
 
 def test_a_folder_in_the_hubs_cache(folder, tmp_path):
@@ -126,7 +125,7 @@ def test_no_folder(tmp_path, what):
     path = tmp_path / "model"
     if what == "a file":
         path.touch()
-    with pytest.raises(UserError, match="is no folder"):
+    with pytest.raises(UserError, match="is not a folder"):
         minddpm.load(path)
 
 
@@ -138,8 +137,8 @@ def test_another_pipeline_is_refused(folder):
 
 def test_pickled_weights_are_refused(folder):
     make_flat(folder)
-    (folder / pipeline.WEIGHTS).rename(folder / "diffusion_pytorch_model.bin")
-    with pytest.raises(UserError, match=r"is a pickle, .* convert it to .*safetensors .* with diffusers .*save_pretrained"):
+    (folder / WEIGHTS).rename(folder / "diffusion_pytorch_model.bin")
+    with pytest.raises(UserError, match=r"is a pickle, .* convert it to .*safetensors with diffusers .*save_pretrained"):
         minddpm.load(folder)
 
 
@@ -154,8 +153,8 @@ def test_weights_in_other_files_are_named(folder):
 # ---- the network's options ------------------------------------------------------------------------------------------
 
 def test_the_papers_networks():
-    assert unet_json.from_json(CIFAR10) == replace(UNetConfig.cifar10(), dropout=0.0)
-    assert unet_json.from_json(IMAGE256) == UNetConfig.image256()
+    assert unet_config.from_json(CIFAR10) == replace(UNetConfig.cifar10(), dropout=0.0)
+    assert unet_config.from_json(IMAGE256) == UNetConfig.image256()
 
 
 @pytest.mark.parametrize("cfg", [
@@ -165,7 +164,7 @@ def test_the_papers_networks():
     UNetConfig(8, 1, (8, 16), 1, (0, 1), groups=4, attention_up=()),
 ])
 def test_network_to_json_and_back(cfg):
-    assert unet_json.from_json(json.loads(json.dumps(unet_json.to_json(cfg)))) == cfg
+    assert unet_config.from_json(json.loads(json.dumps(unet_config.to_json(cfg)))) == cfg
 
 
 def test_what_newer_versions_add_is_understood():
@@ -173,17 +172,28 @@ def test_what_newer_versions_add_is_understood():
                 upsample_type="conv", dropout=0.0, num_class_embeds=None, num_train_timesteps=None,
                 resnet_time_scale_shift="default", mid_block_type="UNetMidBlock2D", time_embedding_dim=None,
                 _name_or_path="google/ddpm-cifar10-32")
-    assert unet_json.from_json(CIFAR10 | more) == unet_json.from_json(CIFAR10)
+    assert unet_config.from_json(CIFAR10 | more) == unet_config.from_json(CIFAR10)
 
 
 @pytest.mark.parametrize("heads, fits", [(None, True), (256, True), (8, False), (128, False), ([256], False), (True, False)])
 def test_heads(heads, fits):
     """attention_head_dim is a head's channels: 256 is one head at every attention of CIFAR-10's network."""
     if fits:
-        assert unet_json.from_json(CIFAR10 | {"attention_head_dim": heads}) == unet_json.from_json(CIFAR10)
+        assert unet_config.from_json(CIFAR10 | {"attention_head_dim": heads}) == unet_config.from_json(CIFAR10)
     else:
         with pytest.raises(UserError, match="attention_head_dim"):
-            unet_json.from_json(CIFAR10 | {"attention_head_dim": heads})
+            unet_config.from_json(CIFAR10 | {"attention_head_dim": heads})
+
+
+@pytest.mark.parametrize("attending, head", [("down", 128), ("down", 256), ("up", 128), ("up", 256)])
+def test_one_head_everywhere_is_as_wide_as_every_level_with_attention(attending, head):
+    """The middle block's has 256 channels, too."""
+    options = {"down_block_types": ["DownBlock2D"] * 4, "up_block_types": ["UpBlock2D"] * 4}
+    options |= ({"down_block_types": ["AttnDownBlock2D"] + ["DownBlock2D"] * 3} if attending == "down" else
+                {"up_block_types": ["UpBlock2D"] * 3 + ["AttnUpBlock2D"]})
+    unet_config.from_json(CIFAR10 | options)
+    with pytest.raises(UserError, match=f"attention_head_dim is {head}; expected null"):
+        unet_config.from_json(CIFAR10 | options | {"attention_head_dim": head})
 
 
 @pytest.mark.parametrize("option, value", [
@@ -202,7 +212,7 @@ def test_heads(heads, fits):
 ])
 def test_a_network_that_we_do_not_have_is_refused_by_name(option, value):
     with pytest.raises(UserError) as refused:
-        unet_json.from_json(CIFAR10 | {option: value}, "unet/config.json")
+        unet_config.from_json(CIFAR10 | {option: value}, "unet/config.json")
     message = str(refused.value)
     assert message.startswith("unet/config.json") and "\n" not in message and len(message) < 400
     assert option == "_class_name" or option in message or option in ("norm_num_groups", "sample_size") and str(value) in message
@@ -211,23 +221,26 @@ def test_a_network_that_we_do_not_have_is_refused_by_name(option, value):
 @pytest.mark.parametrize("option", ["downsample_padding", "flip_sin_to_cos", "freq_shift", "attention_head_dim"])
 def test_an_option_left_out_has_diffusers_default_not_ours(option):
     with pytest.raises(UserError, match=f"{option} is .*diffusers' default, as the file leaves it out"):
-        unet_json.from_json({k: v for k, v in CIFAR10.items() if k != option})
+        unet_config.from_json({k: v for k, v in CIFAR10.items() if k != option})
 
 
 def test_sizes_left_out_have_diffusers_defaults():
-    for option, default in dict(in_channels=3, out_channels=3, layers_per_block=2, norm_num_groups=32, norm_eps=1e-5,
-                                dropout=0.0).items():
-        left_out = {k: v for k, v in CIFAR10.items() if k != option}
-        assert unet_json.from_json(left_out) == unet_json.from_json(CIFAR10 | {option: default})
-    for option in "block_out_channels", "down_block_types", "up_block_types", "sample_size":        # theirs fit no model we know
-        with pytest.raises(UserError, match=option):
-            unet_json.from_json({k: v for k, v in CIFAR10.items() if k != option})
+    attending = UNetConfig(32, 3, (128, 256, 256, 256), 2, (1,), eps=1e-6)
+    for option, expected in dict(
+            in_channels=attending, out_channels=attending, layers_per_block=attending, norm_num_groups=attending,
+            dropout=attending, norm_eps=replace(attending, eps=1e-5),
+            block_out_channels=replace(attending, widths=(224, 448, 672, 896)),
+            down_block_types=replace(attending, attention=(1, 2, 3), attention_up=(1,)),
+            up_block_types=replace(attending, attention_up=(1, 2, 3))).items():
+        assert unet_config.from_json({k: v for k, v in CIFAR10.items() if k != option}) == expected
+    with pytest.raises(UserError, match="sample_size is null, diffusers' default, as the file leaves it out; expected a whole"):
+        unet_config.from_json({k: v for k, v in CIFAR10.items() if k != "sample_size"})
 
 
 # ---- the scheduler's options ----------------------------------------------------------------------------------------
 
 def read(**options):
-    return scheduler_json.from_json(SCHEDULER | options, "scheduler_config.json")
+    return scheduler_config.from_json(SCHEDULER | options, "scheduler_config.json")
 
 
 def test_schedulers_of_the_hub():
@@ -246,12 +259,12 @@ def test_older_schedulers_are_understood():
     old = {"_class_name": "GaussianDDPMScheduler", "timesteps": 500, "beta_start": 0.0001, "beta_end": 0.02,
            "beta_schedule": "linear", "variance_type": "fixed_large", "clip_predicted_image": False, "trained_betas": None,
            "timestep_values": None, "tensor_format": "pt"}
-    s, *rest = scheduler_json.from_json(old)
+    s, *rest = scheduler_config.from_json(old)
     assert np.array_equal(s.beta, Schedule.linear(500).beta) and rest == ["beta", False, "eps"]
 
 
 def test_scheduler_options_left_out_have_diffusers_defaults():
-    s, *rest = scheduler_json.from_json({"_class_name": "DDPMScheduler", "predict_epsilon": True})
+    s, *rest = scheduler_config.from_json({"_class_name": "DDPMScheduler", "predict_epsilon": True})
     assert np.array_equal(s.beta, Schedule.linear(1000, 1e-4, 0.02).beta) and rest == ["beta_tilde", True, "eps"]
 
 
@@ -261,9 +274,9 @@ def test_scheduler_options_left_out_have_diffusers_defaults():
     (Schedule.linear(), "linear"), (Schedule.linear(7, 0.1, 0.3), "linear"), (Schedule.linear(1), "linear"),
     (Schedule.constant(50), "linear"), (Schedule.quadratic(), "scaled_linear"), (Schedule(np.linspace(0, .5, 30)**3), None)])
 def test_scheduler_to_json_and_back(s, kind, sigma2, clip, predicts):
-    config = scheduler_json.to_json(Model(CFG, {}, s, sigma2, clip, predicts))
+    config = scheduler_config.to_json(Model(CFG, {}, s, sigma2, clip, predicts))
     assert config["beta_schedule"] == (kind or "linear") and (config["trained_betas"] is None) == (kind is not None)
-    back = scheduler_json.from_json(json.loads(json.dumps(config)))
+    back = scheduler_config.from_json(json.loads(json.dumps(config)))
     np.testing.assert_allclose(back.schedule.beta, s.beta, rtol=1e-14)
     assert back[1:] == (sigma2, clip, predicts)
     if kind != "scaled_linear":
