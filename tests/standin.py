@@ -17,18 +17,16 @@ COUNTS = Counter()
 
 # NumPy's functions that reach CuPy by dispatch, with the keywords that CuPy has too
 FUNCTIONS = {
-    "arange": {"dtype"}, "asarray": {"dtype"}, "ascontiguousarray": set(), "broadcast_to": set(), "clip": set(),
-    "concatenate": {"axis"}, "diagonal": set(), "empty_like": {"dtype", "shape"}, "full_like": {"dtype", "shape"},
-    "max": {"axis", "keepdims"}, "mean": {"axis", "dtype", "keepdims"}, "ndim": set(), "ones_like": {"dtype", "shape"},
-    "pad": set(), "repeat": {"axis"}, "stack": {"axis"}, "sum": {"axis", "dtype", "keepdims"}, "vdot": set(), "where": set(),
+    "arange": {"dtype"}, "asarray": {"dtype"}, "broadcast_to": set(), "clip": set(), "concatenate": {"axis"}, "diagonal": set(),
+    "full_like": {"dtype", "shape"}, "mean": {"axis", "dtype", "keepdims"}, "ndim": set(), "vdot": set(), "where": set(),
     "zeros": {"dtype"}, "zeros_like": {"dtype", "shape"},
 }
-UFUNCS = set("""add subtract multiply true_divide divide power negative matmul absolute exp log log1p sqrt sin cos tanh
-    minimum maximum isfinite isinf rint less less_equal greater greater_equal equal not_equal""".split())
+UFUNCS = set("""add subtract multiply divide power matmul exp log log1p sqrt sin cos tanh maximum isinf
+    less less_equal greater greater_equal equal not_equal""".split())
 SPECIAL = {"log_ndtr"}      # scipy.special's ufuncs, which CuPy looks up in cupyx.scipy.special
 METHODS = {
-    "all": {"axis"}, "astype": {"copy"}, "copy": set(), "max": {"axis", "keepdims"}, "mean": {"axis", "keepdims"},
-    "repeat": {"axis"}, "reshape": set(), "sum": {"axis", "keepdims"}, "swapaxes": set(), "transpose": set(), "view": set(),
+    "all": {"axis"}, "astype": {"copy"}, "max": {"axis", "keepdims"}, "mean": {"axis", "keepdims"}, "repeat": {"axis"},
+    "reshape": set(), "sum": {"axis", "keepdims"}, "swapaxes": set(),
 }
 ATTRIBUTES = ("shape", "dtype", "ndim", "size", "nbytes", "strides")
 
@@ -84,7 +82,7 @@ class ndarray:
             raise TypeError(f"the stand-in has no {name} with {sorted(more)}")
         if name == "asarray":
             return asarray(*args, **more)
-        inputs = args[0] if name in ("concatenate", "stack") else args
+        inputs = args[0] if name == "concatenate" else args
         explicit = () if "dtype" in more or name in ("arange", "full_like") else inputs
         return device(function(*host(args), **host_keywords(more)), explicit)
 
@@ -129,10 +127,6 @@ class ndarray:
     def T(self):
         return device(self._a.T)
 
-    @property
-    def data(self):
-        return SimpleNamespace(ptr=self._a.ctypes.data)
-
 
 def host_keywords(more):
     return {name: host(value) for name, value in more.items() if name != "like"}
@@ -149,7 +143,7 @@ def asarray(a, dtype=None, like=None):
 
 def _complete():
     """Attributes, methods and operators of ndarray, from the lists above."""
-    operators = dict(add="add", sub="subtract", mul="multiply", truediv="true_divide", pow="power", matmul="matmul")
+    operators = dict(add="add", sub="subtract", mul="multiply", truediv="divide", pow="power", matmul="matmul")
     comparisons = dict(lt="less", le="less_equal", gt="greater", ge="greater_equal", eq="equal", ne="not_equal")
 
     def operator(name, swapped=False, in_place=False):
@@ -162,7 +156,7 @@ def _complete():
     def method(name):
         def f(a, *args, **more):
             assert not set(more) - METHODS[name], f"the stand-in has no ndarray.{name} with {sorted(more)}"
-            return device(getattr(a._a, name)(*args, **more), () if name in ("astype", "view") else (a,))
+            return device(getattr(a._a, name)(*args, **more), () if name == "astype" else (a,))
         return f
 
     for name, ufunc in (operators | comparisons).items():

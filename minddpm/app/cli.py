@@ -29,7 +29,7 @@ def main(argv=None):
         return 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())          # or Python prints another error at its exit
-        print("minddpm: the output was closed before its end", file=sys.stderr)
+        print("minddpm: the output was closed before all of it was written", file=sys.stderr)
         return 2
     except OSError as e:
         print(f"minddpm: {e.filename or 'output'}: {e.strerror or e}", file=sys.stderr)

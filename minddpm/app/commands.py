@@ -131,8 +131,8 @@ def paper(args):
 def selftest(args):
     """Check that this machine computes what it should, and print a report to paste; exit code 1 where a check failed.
 
-    In float32 on the device against float64 in NumPy: every layer and loss with its gradient, the U-Net, the fast layers and
-    the GPU's kernels against the plain layers, 20 steps of training and of sampling.
+    The fast layers, on a GPU its kernels, in float32 against the plain ones in float64 in NumPy: every layer and loss with its
+    gradient, the U-Net, 20 steps of training and of sampling.
     """
     tf32 = without_tf32()
     device = choose(args.device)

@@ -16,8 +16,8 @@ from minddpm.fast.training import gradient_by, update_by
 from minddpm.train import train
 
 BASE_RSS = 55 * 2**20       # bytes: the process with NumPy and minddpm imported
-THREAD_RSS = 25 * 2**20     # bytes: a worker thread's BLAS buffers and the allocator's own memory for it
-ALLOCATOR_OVERHEAD = 1.05   # resident memory for the arrays of a step over their bytes: measured 1.00 to 1.12
+THREAD_RSS = 20 * 2**20     # bytes: a worker thread's BLAS buffers and the allocator's own memory for it
+ALLOCATOR_OVERHEAD = 1.05   # resident memory for the arrays of a step over their bytes: measured 1.0 to 1.1
 STEPS = 10**9               # more than are ever tried
 
 

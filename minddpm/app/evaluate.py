@@ -144,7 +144,7 @@ def bits_text(bits):
         lines.append(f"{name:9} {r['images']:6} {r['terms']:5}   {total:>15}   {r['rate']:14.4f}   {r['distortion']:14.4f}"
                      f"   {r['L_T']:7.1e}")
     r = bits["held_out"]
-    if released := r.get("distortion_released_code"):
+    if (released := r.get("distortion_released_code")) is not None:
         lines.append("with the released code's σ_1² = β̃_2 for β_1, held out: "
                      f"L_0 {released:.4f}, total {r['rate'] + released:.4f}")
     return "\n".join([*lines, f"RMSE of x̂_0 at t = 1, held out: {r['rmse']:.2f} on [0, 255]"])

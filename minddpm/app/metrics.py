@@ -1,12 +1,12 @@
-"""How far samples are from the data, with no other network's help: Fréchet distance and nearest neighbours (Sec. 4, App. B).
+"""How far samples are from the data, without another network: Fréchet distance and nearest neighbours (Sec. 4, App. B, D).
 
-The paper measures FID, the Fréchet distance of Inception features.  Other features give other numbers, which mean something
-only beside those of real images and of noise; none of them is called FID here.  All arrays are on the host.
+The paper measures FID, the Fréchet distance of Inception features.  Other features give other numbers, to be compared only with
+those of real images and of noise; none of them is called FID here.  All arrays are on the host.
 """
 
 import numpy as np
 
-COMPONENTS = 50             # of the pixels: most of the variance of small images, and few enough for 500 of them
+COMPONENTS = 50             # have most of the variance of small images, and 500 of these are enough to fit a Gaussian to them
 
 
 def frechet(a, b):
@@ -14,7 +14,7 @@ def frechet(a, b):
 
         ‖m_a − m_b‖² + tr( C_a + C_b − 2 (C_a C_b)^½ )
 
-    Because of the fit it is not 0 for two finite sets of one kind, and grows as they get smaller: compare sets of one size.
+    For two finite sets of the same distribution it is above 0, the more so the smaller they are: compare sets of the same size.
     """
     # tr (C_a C_b)^½ is the sum of the singular values of C_a^½ C_b^½, as C_a C_b and C_a^½ C_b C_a^½ have the same eigenvalues.
     root_a, root_b = _root(np.cov(a.T)), _root(np.cov(b.T))
@@ -29,9 +29,9 @@ def _root(covariance):
 
 
 def pca(images, components=COMPONENTS):
-    """The features of the principal components of images (N, ...): a function from images (M, ...) to features (M, F).
+    """A function from images (M, ...) to their features (M, F): the principal components of images (N, ...).
 
-    F is `components`, or less where the images have no more numbers.  The components are orthonormal, not whitened.
+    F is `components`, or the images' size if that is less.  The components are orthonormal, not whitened.
     """
     mean = images.reshape(len(images), -1).mean(0, dtype=np.float64)
     _, V = np.linalg.eigh(np.atleast_2d(np.cov(images.reshape(len(images), -1).T)))

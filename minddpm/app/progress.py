@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, a plain line now and then where output goes to a file or a pipe."""
+"""Progress of long work: a bar on a terminal, plain lines in a file or a pipe."""
 
 import os
 import sys
@@ -12,17 +12,17 @@ SECONDS = 10                # between two plain lines
 class Progress:
     """`with Progress("train", total, "step") as progress: progress.update("loss 0.05")` after each unit of work.
 
-    done: how many of the total units an earlier session did.  work: how many images, say, a unit is; their rate is shown.
+    done: how many of the total units were done before.  images: how many images a unit processes; images/s are shown if not 0.
     """
 
-    def __init__(self, name, total, unit, done=0, work=0):
-        self.name, self.total, self.unit, self.done, self.work = name, total, unit, done, work
+    def __init__(self, name, total, unit, done=0, images=0):
+        self.name, self.total, self.unit, self.done, self.images = name, total, unit, done, images
         self.first, self.bar = done, None
 
     def __enter__(self):
         self.start = self.last_line = time.monotonic()
         if sys.stdout.isatty():
-            size = dict(dynamic_ncols=True) if _knows_its_size(sys.stdout) else dict(ncols=80, nrows=24)
+            size = dict(dynamic_ncols=True) if _has_size(sys.stdout) else dict(ncols=80, nrows=24)
             self.bar = tqdm(total=self.total, initial=self.done, desc=self.name, unit=self.unit, file=sys.stdout, **size)
         return self
 
@@ -31,9 +31,9 @@ class Progress:
             self.bar.close()
 
     def update(self, text=""):
-        """One more unit is done; text is shown beside it."""
+        """Count one more unit of work, and show the text beside it."""
         self.done += 1
-        if self.work:
+        if self.images:
             text = f"{text}  {self.rate:.0f} images/s".strip()
         if self.bar is not None:
             self.bar.set_postfix_str(text, refresh=False)
@@ -44,18 +44,18 @@ class Progress:
             print(f"{self.name}  {self.unit} {self.done}/{self.total}  {text}  ETA {clock(left)}", flush=True)
 
     def say(self, text):
-        """A line of its own; where there is a bar, above it."""
+        """Print a line, above the bar if there is one."""
         tqdm.write(text)
         sys.stdout.flush()
 
     @property
     def rate(self):
-        """Units of work a second, since the start of this session."""
-        return (self.done - self.first) * self.work / max(1e-9, time.monotonic() - self.start)
+        """Images a second, since the start of this session."""
+        return (self.done - self.first) * self.images / max(1e-9, time.monotonic() - self.start)
 
 
-def _knows_its_size(terminal):
-    """Some terminals say that they have 0 columns (containers, serial lines), and tqdm would draw nothing there."""
+def _has_size(terminal):
+    """Whether a terminal reports its width: in containers and on serial lines it may be 0, for which tqdm draws nothing."""
     try:
         return os.get_terminal_size(terminal.fileno()).columns > 0
     except OSError:

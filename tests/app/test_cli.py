@@ -496,7 +496,7 @@ def test_a_reader_that_stops_reading_is_no_traceback():
     process.stdout.close()
     process.stdin.close()
     assert process.wait(60) == 2
-    assert one_sentence(process.stderr.read()) == "minddpm: the output was closed before its end\n"
+    assert one_sentence(process.stderr.read()) == "minddpm: the output was closed before all of it was written\n"
     process.stderr.close()
 
 

@@ -93,7 +93,7 @@ def test_a_resumed_session_counts_its_own_work_only(total, done, seconds, per_un
 def test_a_bar_on_a_terminal(monkeypatch):
     out = Terminal()
     monkeypatch.setattr("sys.stdout", out)
-    with Progress("train", 3, "step", work=8) as p:
+    with Progress("train", 3, "step", images=8) as p:
         for _ in range(3):
             p.update("loss 0.5")
     text = out.getvalue()

@@ -76,12 +76,11 @@ def test_a_fault_of_a_layer_is_found_and_named(capsys, monkeypatch, fault):
     assert out.count("**FAILED** |") == 1
 
 
-def test_a_fault_of_the_fast_convolution_is_found_by_both_comparisons(monkeypatch):
+def test_a_fault_of_the_fast_convolution_is_found(monkeypatch):
     right = ops.transform
     monkeypatch.setattr(ops, "transform", lambda w, *more: right(w * np.float32(1.01), *more))
-    for check in list(CHECKS.values())[-4:-2]:
-        found, passed = selftest.verdict(check)
-        assert not passed and float(found) > 1e-3, check.name
+    found, passed = selftest.verdict(CHECKS["U-Net with attention and dropout, with gradients"])
+    assert not passed and float(found) > 1e-3
 
 
 @pytest.mark.parametrize("wrong", [np.nan, 1.05])

@@ -151,7 +151,7 @@ def test_a_training_step_copies_little_and_never_waits(gpu, objective):
         next(steps)
         if gpu.counting is None:
             pytest.skip("nothing is counted on a GPU")
-        for _ in range(4):
+        for _ in range(2):
             with gpu.counting() as c:
                 metrics = next(steps)
             assert is_cuda(metrics.loss) and is_cuda(metrics.grad_norm)

@@ -29,7 +29,7 @@ HOST = np.ones((2, 3), np.float32)
     (lambda x: x + standin.asarray(np.arange(3)), "float64 comes out of float32"),
     (lambda x: np.maximum.reduce(x), "has no maximum.reduce"),
     (lambda x: np.add(x, x, where=x > 0), "has no add.__call__ with"),
-    (lambda x: np.sum(x, where=x > 0), "has no sum with"),
+    (lambda x: np.mean(x, where=x > 0), "has no mean with"),
     (lambda x: np.geomspace(x, 2 * x), "has no geomspace"),
     (lambda x: np.ones((2, 3), like=x), "has no ones"),
     (lambda x: ndtr(x), "has no ndtr"),
@@ -42,8 +42,8 @@ def test_what_cupy_refuses_is_refused(x, use, message):
 def test_what_is_allowed_is_numpys():
     a = np.random.default_rng(0).standard_normal((3, 4), dtype=np.float32)
     x = standin.asarray(a)
-    for f in (lambda a: np.exp(a - a.max(axis=-1, keepdims=True)), lambda a: 2 * a @ a.T, lambda a: np.pad(a, ((1, 0), (0, 2))),
-              lambda a: np.repeat(a[:, ::2], 2, axis=1), lambda a: np.clip(a, -1, 1).sum(), lambda a: -a / (a * a + 1), log_ndtr):
+    for f in (lambda a: np.exp(a - a.max(axis=-1, keepdims=True)), lambda a: 2 * a @ a.T, lambda a: np.where(a > 0, a, 0),
+              lambda a: a[:, ::2].repeat(2, axis=1), lambda a: np.clip(a, -1, 1).sum(), lambda a: -a / (a * a + 1), log_ndtr):
         found = f(x)
         assert isinstance(found, standin.ndarray) and found.dtype == np.float32
         np.testing.assert_array_equal(found.get(), f(a))
