@@ -70,17 +70,15 @@ def reverse_term(s, eps_theta, x0, t, eps, sigma2="beta", clip=True, predicts="e
 
         L_{t−1} = KL( q(x_{t−1} | x_t, x_0) ‖ p_θ(x_{t−1} | x_t) )   for t > 1        L_0 = −log p_θ(x_0 | x_1)
 
-    t is an int, or an int array (B,) of numbers above 1.  eps_theta(x_t, t) is the network's output, ε_θ unless
-    `predicts` says otherwise; sigma2 ("learned" too), clip, predicts: see p_theta.  levels, cdf: see discretized_log_likelihood.
+    t: an int.  eps_theta(x_t, t) is the network's output, ε_θ unless `predicts` names something else; sigma2 ("learned" too),
+    clip, predicts: see p_theta.  levels, cdf: see discretized_log_likelihood.
     decoder_var: σ_1² of Eq. (13), where it is to be another number than p_θ's.
     """
-    if np.ndim(t) and np.min(t) < 2:
-        raise ValueError(f"t is an array with {np.min(t)} in it; expected numbers above 1, or the int 1")
     dtype, x0 = x0.dtype, float64(x0)
     x_t = q_sample(s, x0, t, eps)
     p = p_theta_float64(s, eps_theta, x_t, t, dtype, sigma2, clip, predicts)
     mse = ((x0 - p.x0) ** 2).reshape(len(x0), -1).mean(1)
-    if np.ndim(t) == 0 and t == 1:
+    if t == 1:
         return bits_per_dim(-log_decoder(x0, p, levels, cdf, decoder_var)), mse
     return bits_per_dim(kl(*q_posterior(s, x0, x_t, t), p.mean, p.var)), mse
 

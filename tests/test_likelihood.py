@@ -11,7 +11,7 @@ from minddpm.app.bits_per_dim import standard_error
 from minddpm.appendix_a import path_bound
 from minddpm.diffusion import Schedule
 from minddpm.gaussian import discretized_log_likelihood
-from minddpm.likelihood import Bound, prior_term, rate_distortion, reverse_term, vlb
+from minddpm.likelihood import Bound, prior_term, rate_distortion, vlb
 
 LINEAR = Schedule.linear()
 B, SHAPE = 3, (3, 2, 2, 1)
@@ -269,18 +269,7 @@ def test_eq05_images_and_steps_have_noise_of_their_own():
     assert steps == [6, 5, 4, 3, 2, 1]
 
 
-def test_eq05_terms_of_many_t_at_once_equal_the_terms_one_by_one():
-    s, rng, eps_theta = short_schedule(), np.random.default_rng(6), network()
-    x0, eps, t = images(rng), rng.standard_normal(SHAPE), np.array([2, 5, 6])
-    together = reverse_term(s, eps_theta, x0, t, eps)
-    for i in range(B):
-        alone = reverse_term(s, eps_theta, x0[i:i + 1], int(t[i]), eps[i:i + 1])
-        np.testing.assert_allclose([a[i] for a in together], [a[0] for a in alone], rtol=1e-12)
-
-
 def test_eq05_refuses():
     s, x0, rng = short_schedule(), np.zeros((2, 3)), np.random.default_rng(0)
-    with pytest.raises(ValueError, match="t is an array with 1 in it"):
-        reverse_term(s, lambda x_t, t: x_t, x0, np.array([1, 2]), x0)
     with pytest.raises(ValueError, match="sigma2 is 'other'"):
         vlb(s, lambda x_t, t: x_t, x0, rng, "other")
