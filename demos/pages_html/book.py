@@ -8,10 +8,10 @@ import re
 
 from minddpm.errors import UserError
 from minddpm.readalong import tags
-from minddpm.readalong.differences import DIFFERENCES
 from minddpm.readalong.paper import ITEMS
 from minddpm.readalong.plain import plain
 from pages_html import blocks, maths
+from pages_html.differences import DIFFERENCES
 from pages_html.markup import code, formulas, highlighted, page, sentence, where
 
 TESTS_SHOWN = 4

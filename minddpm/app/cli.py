@@ -102,7 +102,6 @@ def _parser():
     p.add_argument("item", nargs="*", metavar="ITEM",
                    help="7 or eq 7 for Eq. (7); alg 2, table 4, fig 6, sec 3.3, app B; a word to look for; by default all")
     p.add_argument("--run", action="store_true", help="run the tests of ITEM, or of all")
-    p.add_argument("--readme", action="store_true", help="bring the generated sections of minddpm/README.md up to date")
 
     p = into_main.add_parser("data", help="The data sets.", description="The data sets.")
     into = p.add_subparsers(required=True, metavar="list|preview")

@@ -125,7 +125,7 @@ def evaluate(args):
 
 def paper(args):
     """The paper's equations, algorithms, tables and figures, each with the code that computes it and its tests."""
-    return show.command(args.item, args.run, args.readme)
+    return show.command(args.item, args.run)
 
 
 def selftest(args):

@@ -9,7 +9,7 @@ import textwrap
 
 from minddpm.errors import UserError
 from minddpm.readalong import index as reading
-from minddpm.readalong import paper, readme
+from minddpm.readalong import paper
 from minddpm.readalong.plain import plain
 
 NO_TESTS = ("The tests and the literal transcription are not here: they come with a checkout of the\n"
@@ -18,15 +18,12 @@ WIDTH = 100                     # columns
 EXCERPT = 70                    # lines of code shown of one place
 
 
-def command(words=(), run=False, update_readme=False, root=reading.ROOT):
+def command(words=(), run=False, root=reading.ROOT):
     """`minddpm paper` with an item, or words to look for, or nothing for the whole paper -> exit code.
 
     UserError: the words name no item, or the tests are needed and are not here.
     """
     index, text = reading.build(root), " ".join(words)
-    if update_readme:
-        print(f"{'wrote' if readme.update(index) else 'nothing to change in'} {readme.path(index)}")
-        return 0
     item = paper.find(text)
     items = [item] if item else search(index, text)
     if run:

@@ -1,39 +1,43 @@
 """The reading guide's generated sections are right and current."""
 
 import re
+import sys
 
 import pytest
 
 from minddpm.errors import UserError
-from minddpm.readalong import readme
 from minddpm.readalong.index import ROOT, build
 from minddpm.readalong.order import CORE, zone
 
-HOW = "run `minddpm paper --readme`"
+sys.path.insert(0, str(ROOT / "demos"))
+from pages_html import guide  # noqa: E402
+from pages_html.differences import DIFFERENCES  # noqa: E402
+
+HOW = "run `python demos/pages.py --guide`"
 
 
 def test_the_reading_guide_is_current(index):
-    text = readme.path(index).read_text(encoding="utf-8")
-    assert readme.current(text, index) == text, HOW
+    text = guide.path(index).read_text(encoding="utf-8")
+    assert guide.current(text, index) == text, HOW
 
 
 def test_a_stale_line_is_found_and_put_right(copy, spoil):
-    readme.update(build(copy))
-    assert not readme.update(build(copy))
+    guide.update(build(copy))
+    assert not guide.update(build(copy))
     spoil("minddpm/diffusion.py", "import numpy as np", "import numpy as np\n")               # every line moves by one
     index = build(copy)
-    text = readme.path(index).read_text()
-    assert readme.current(text, index) != text
-    assert readme.update(index) and not readme.update(index)
+    text = guide.path(index).read_text()
+    assert guide.current(text, index) != text
+    assert guide.update(index) and not guide.update(index)
     line = index.code["Eq. (7)"][0].line
-    assert f"(diffusion.py#L{line})" in readme.path(index).read_text()
+    assert f"(diffusion.py#L{line})" in guide.path(index).read_text()
     spoil("minddpm/README.md", "<!-- /index -->", "")
     with pytest.raises(UserError, match="expected one <!-- index --> and one <!-- /index -->"):
-        readme.update(index)
+        guide.update(index)
 
 
 def test_every_link_of_the_guides_tables_leads_to_its_line(index):
-    text = readme.index_section(index) + readme.differences_section(index)
+    text = guide.index_section(index) + guide.differences_section(index)
     links = re.findall(r"\[`[^`]*:(\d+)`([^\]]*)\]\(([^#)]+)#L(\d+)\)", text)
     assert len(links) > 80
     for shown, name, path, line in links:
@@ -45,7 +49,7 @@ def test_every_link_of_the_guides_tables_leads_to_its_line(index):
 
 
 def test_the_order_has_a_row_for_each_file_of_the_core_and_for_each_room(index):
-    rows = re.findall(r"^\| \[`([^`]+)`\]\(([^)]+)\) \| ([\d,]+) \| [^|]* \| (.+) \|$", readme.order_section(index), re.MULTILINE)
+    rows = re.findall(r"^\| \[`([^`]+)`\]\(([^)]+)\) \| ([\d,]+) \| [^|]* \| (.+) \|$", guide.order_section(index), re.MULTILINE)
     core = [path.removeprefix("minddpm/") for path in index.files if zone(path) == CORE]
     rooms = {f"{path.parent.name}/" for path in (ROOT / "minddpm").glob("*/__init__.py")} - {"unet/"}
     assert [row[0] for row in rows[:len(core)]] == core and {row[0] for row in rows[len(core):]} == rooms
@@ -61,4 +65,13 @@ def test_the_order_has_a_row_for_each_file_of_the_core_and_for_each_room(index):
     ("Sec. 3.3's scaling. More", "Sec. 3.3's scaling."),
 ])
 def test_the_first_sentence(docstring, first):
-    assert readme.first_sentence(docstring) == first
+    assert guide.first_sentence(docstring) == first
+
+
+def test_every_difference_is_shown_by_a_test(index):
+    subjects = " ".join(d.subject + d.code for d in DIFFERENCES)
+    for word in ("x̂_0", "tanh", "σ_1²", "EMA", "Warm-up", "shards", "1e-10", "flips", "Church", "interpolation", "9,984", "ε"):
+        assert word in subjects
+    for d in DIFFERENCES:
+        assert d.test in index.named, f"{d.subject}: there is no {d.test}"
+        assert all(d) and not any(cell.endswith(".") for cell in d)

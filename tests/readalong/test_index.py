@@ -6,7 +6,6 @@ import pytest
 
 from minddpm.errors import UserError
 from minddpm.readalong import tags
-from minddpm.readalong.differences import DIFFERENCES
 from minddpm.readalong.index import ROOT, build, missing
 from minddpm.readalong.paper import ITEMS
 
@@ -128,12 +127,3 @@ def test_what_is_not_python_is_named(tmp_path):
 
 
 # ---- paper vs. released code ----------------------------------------------------------------------------------------------
-
-
-def test_every_difference_is_shown_by_a_test(index):
-    subjects = " ".join(d.subject + d.code for d in DIFFERENCES)
-    for word in ("x̂_0", "tanh", "σ_1²", "EMA", "Warm-up", "shards", "1e-10", "flips", "Church", "interpolation", "9,984", "ε"):
-        assert word in subjects
-    for d in DIFFERENCES:
-        assert d.test in index.named, f"{d.subject}: there is no {d.test}"
-        assert all(d) and not any(cell.endswith(".") for cell in d)

@@ -93,5 +93,3 @@ def test_installed_without_tests(tmp_path, capsys):
     assert out.count(show.NO_TESTS) == 2 and "minddpm/diffusion.py" in out and "test_eq07" not in out
     with pytest.raises(UserError, match="there are no tests beside this package"):
         show.command(["7"], run=True, root=tmp_path)
-    with pytest.raises(UserError, match="expected a checkout"):
-        show.command(update_readme=True, root=tmp_path)

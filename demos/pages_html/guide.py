@@ -4,9 +4,9 @@ import re
 
 from minddpm.errors import UserError
 from minddpm.readalong import tags
-from minddpm.readalong.differences import DIFFERENCES
 from minddpm.readalong.order import CORE, RANK, ROOM, room_of, zone
 from minddpm.readalong.paper import ITEMS
+from pages_html.differences import DIFFERENCES
 
 SENTENCE = re.compile(r".*?(?<!Eq)(?<!Alg)(?<!Sec)(?<!App)(?<!Fig)\.(?=\s|$)", re.DOTALL)
 
