@@ -1,13 +1,13 @@
-"""The one exception that a person can put right: its text is a single sentence for them to read, on one line."""
+"""An error that the user can fix, and text from foreign files made safe to print."""
 
 
 class UserError(Exception):
-    """A wrong file, shape, range, name or flag.  The text names what was found and what was expected.
+    """A wrong file, shape, range, name or flag: one line that names what was found and what was expected.
 
     The command line prints it without a traceback and exits with code 2.
     """
 
 
 def printable(text, length=200):
-    """Text from a file that others wrote, as a message may show it: its beginning, nothing in it that moves a terminal."""
+    """The first characters of a text that others wrote, each unprintable one as "?", so that it cannot control a terminal."""
     return "".join(c if c.isprintable() else "?" for c in text[:length]) + ("…" if len(text) > length else "")
