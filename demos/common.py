@@ -88,7 +88,7 @@ class Trained:
         """n images that the network was not trained on, chosen at random, in [−1, 1], on the model's device."""
         chosen = choose(self.dataset.held_out, n, seed)
         if len(chosen) < n:
-            raise UserError(f"-n asks for {n} held-out images, but {self.dataset.name} has {len(chosen)}; expected fewer")
+            raise UserError(f"-n needs {n} held-out images, but {self.dataset.name} has {len(chosen)}; expected a smaller -n")
         return to_device(data.scale(chosen, self.dataset.levels), device_of(self.model))
 
     @contextlib.contextmanager

@@ -15,7 +15,7 @@ def main(argv=None):
     with common.trained(args) as run:
         s = run.model.schedule
         times = [s.T * quarter // 4 for quarter in (4, 3, 2, 1)]                    # the paper's 1000, 750, 500, 250
-        calls = s.T - times[-1] + sum(times) + 1                                    # the main trajectory also sees its last t
+        calls = s.T - times[-1] + 1 + sum(times)                                    # the trajectory, then its continuations
         with run.network("reverse processes", calls) as output:
             latents = list(shared_latents(s, output, run.shape, args.seed, times, n=3, like=run.like, **run.model.how))
     cells = np.stack([square(*x0, x_t) for _, x_t, x0 in latents], axis=1)
