@@ -99,20 +99,19 @@ def test_the_bound_is_the_hosts(gpu, bound):
     for model, device in zip(models(), ("cpu", "cuda"), strict=True):
         result = bound(model.schedule, model.eps_theta, to_device(x0, device), np.random.default_rng(1))
         found.append(result if isinstance(result, tuple) else (result,))
-        assert bound not in (vlb, path_bound, marginal_bound) or {device_of(a) for a in found[-1]} == {device}
+        assert {device_of(a) for a in found[-1]} == {device}
     for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(to_host(b), to_host(a), rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize("t", [1, 3, "of its own"])
+@pytest.mark.parametrize("t", [1, 3])
 @pytest.mark.parametrize("sigma2", ["beta", "learned"])
 @pytest.mark.parametrize("cdf", ["erf", "tanh"])
-def test_a_term_of_the_bound_never_waits_and_copies_numbers_of_an_image_alone(gpu, t, sigma2, cdf):
+def test_a_term_of_the_bound_never_waits_and_copies_nothing(gpu, t, sigma2, cdf):
     """Counted for a network that is an array expression; the numbers are the host's."""
     if gpu.counting is None:
         pytest.skip("nothing is counted on a GPU")
     s, rng = Schedule.linear(T=5, beta_T=0.3), np.random.default_rng(0)
-    t = np.array([2, 5, 3]) if t == "of its own" else t
     x0, eps, found = scale(load_data("digits").held_out[:3], 17), rng.standard_normal((3, 8, 8, 1)), []
 
     def eps_theta(x_t, t):
@@ -123,8 +122,7 @@ def test_a_term_of_the_bound_never_waits_and_copies_numbers_of_an_image_alone(gp
         with gpu.counting() as c:
             L, mse = reverse_term(s, eps_theta, x0_, t, eps_, sigma2, levels=17, cdf=cdf)
         assert is_cuda(L) == is_cuda(mse) == (device == "cuda")
-        copies = np.ndim(t) * (device == "cuda") * (2 + 2 + (sigma2 == "beta") + 3 + 3)     # Eq. (4), (15), σ_t², (7) for q and p
-        assert (c["syncs"], c["h2d"], c["h2d_bytes"], c.get("d2h", 0)) == (0, copies, copies * 8 * len(x0), 0)
+        assert (c["syncs"], c["h2d"], c["h2d_bytes"], c.get("d2h", 0)) == (0, 0, 0, 0)
         found.append([to_host(a) for a in (L, mse)])
     np.testing.assert_allclose(found[1], found[0], rtol=1e-6)
 
