@@ -1,7 +1,7 @@
 """The whole method on one page:  python demos/minimal.py [--minutes M] [--out F.png]
 
 Trains the smallest network on scikit-learn's 8×8 digits by Algorithm 1 and samples from it by Algorithm 2, with the paper's files
-alone: plain layers, no threads of our own, no GPU.  `minddpm demo` is the same method with all its comforts.
+and a data set.  `minddpm demo` adds saving, progress and faster layers.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import numpy as np
 from minddpm.data import load
 from minddpm.diffusion import Schedule, q_sample
 from minddpm.objective import l_simple
-from minddpm.optim import adam, ema, learning_rate
+from minddpm.optim import adam, ema
 from minddpm.reverse import p_theta
 from minddpm.tree import zeros_like
 from minddpm.unet import UNetConfig, init, unet
@@ -35,7 +35,7 @@ def train(cfg, s, minutes, rng):
         loss, loss_back = l_simple(eps, eps_theta)                              #    ∇_θ ‖ε − ε_θ(√ᾱ_t x_0 + √(1 − ᾱ_t) ε, t)‖²
         _, gradient = unet_back(loss_back(np.full_like(loss, 1 / BATCH)))
         done = (time.monotonic() - start) / (60 * minutes)
-        lr = learning_rate(1 + min(1, done), LR, warmup=1, final=LR / 100, steps=2)     # a half cosine over the time there is
+        lr = LR * (1 + np.cos(np.pi * min(1, done))) / 2                        #    half a cosine, to 0
         adam(params, m, v, gradient, step, lr)
         ema(average, params, step, decay=0.995)
         if step % 100 == 0 or done >= 1:
@@ -49,7 +49,7 @@ def sample(cfg, s, params, n, rng):
     for t in range(T, 0, -1):                                                   # 2: for t = T, …, 1 do
         z = rng.standard_normal(x_t.shape, dtype=np.float32) if t > 1 else 0    # 3: z ~ N(0, I) if t > 1, else z = 0
         eps_theta, _ = unet(cfg, params, x_t, t)
-        p = p_theta(s, x_t, t, eps_theta)                                       #    μ_θ and σ_t² of Eq. (11)
+        p = p_theta(s, x_t, t, eps_theta)                                       #    μ_θ and σ_t², x̂_0 clipped
         x_t = p.mean + p.var**0.5 * z                                           # 4: x_{t−1} = μ_θ(x_t, t) + σ_t z
     return x_t                                                                  # 6: return x_0
 

@@ -41,25 +41,25 @@ def marginal_bound(s, eps_theta, data, rng, sigma2="beta", clip=True, predicts="
     if (data[:, None] == data[None]).reshape(N, N, -1).all(axis=2).sum() > N:
         raise ValueError("data has two equal images; expected different ones")
 
-    def log_mixture(x, mean, var, log_weight):
-        """log Σ_n weight_n N(x; mean_n, var) for x (N, ...), mean (N, N, ...), log_weight (N, N): the summands (N, N)."""
+    def log_terms(x, mean, var, log_weight):
+        """log weight_n + log N(x; mean_n, var) for x (N, ...), mean (N, N, ...), log_weight (N, N) -> (N, N)."""
         return log_weight + log_density(x[:, None], mean, var).reshape(N, N, -1).sum(2)
 
-    def total(log_summands):
+    def log_sum_exp(log_summands):
         """log Σ_n of the summands (N, N) -> (N,), the largest taken out."""
         largest = log_summands.max(axis=1, keepdims=True)
         return (largest + np.log(np.exp(log_summands - largest).sum(axis=1, keepdims=True)))[:, 0]
 
-    def at(t):
+    def draw(t):
         x_t = q_sample(s, x0, t, normal(rng, x0))
         mean, var = q_marginal(s, x0, t)
-        return x_t, log_mixture(x_t, mean[None], var, -math.log(N))
+        return x_t, log_terms(x_t, mean[None], var, -math.log(N))
 
-    x_T, log_q = at(s.T)
-    nats = total(log_q) - log_density(x_T, 0.0, 1.0).reshape(N, -1).sum(1) + math.log(N)                      # + H(x_0)
+    x_T, log_q = draw(s.T)
+    nats = log_sum_exp(log_q) - log_density(x_T, 0.0, 1.0).reshape(N, -1).sum(1) + math.log(N)           # + H(x_0)
     for t in range(s.T, 0, -1):
-        x_t, log_joint = at(t)                                                                  # log q(x^n, x_t)
-        log_posterior = log_joint - total(log_joint)[:, None]                                   # log q(x^n | x_t)
+        x_t, log_joint = draw(t)                                                                # log q(x^n, x_t)
+        log_posterior = log_joint - log_sum_exp(log_joint)[:, None]                             # log q(x^n | x_t)
         p = p_theta_float64(s, eps_theta, x_t, t, data.dtype, sigma2, clip, predicts)
         if t == 1:
             log_q, log_p = np.diagonal(log_posterior), log_decoder(x0, p, **decoder)
@@ -67,6 +67,6 @@ def marginal_bound(s, eps_theta, data, rng, sigma2="beta", clip=True, predicts="
             mu_tilde, var = q_posterior(s, x0, x_t, t)
             x_prev = mu_tilde + var**0.5 * normal(rng, x0)
             means = q_posterior(s, x0[None], x_t[:, None], t)[0]
-            log_q, log_p = total(log_mixture(x_prev, means, var, log_posterior)), log_density(x_prev, p.mean, p.var)
+            log_q, log_p = log_sum_exp(log_terms(x_prev, means, var, log_posterior)), log_density(x_prev, p.mean, p.var)
         nats = nats + log_q - log_p.reshape(N, -1).sum(1)
     return nats * N / x0.size / math.log(2)

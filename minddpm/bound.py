@@ -1,4 +1,4 @@
-"""The bound L as a training loss (Sec. 3): the term that t picks, and its gradient with respect to p_θ's mean and log-variance.
+"""The bound L as a training loss (Sec. 3): L_{t−1} at a random t, and its gradient with respect to p_θ's mean and log-variance.
 
 x arrays are (B, ..., C) float64; t is the paper's t, (B,).
 """
@@ -7,9 +7,8 @@ import math
 
 import numpy as np
 
-from minddpm.diffusion import per_image, posterior_coefficients, q_posterior
+from minddpm.diffusion import per_image, q_posterior
 from minddpm.gaussian import kl, log_density, log_normal_interval, standardized_bin
-from minddpm.reverse import mean_from
 
 
 def bound_term(s, x0, x_t, t, mean, log_var, levels=256):
@@ -81,20 +80,3 @@ def decoder_nll(x0, mean, log_var, levels=256):
         return dmean, dlog_var
 
     return -log_P, decoder_nll_back
-
-
-def mean_of(s, x_t, t, prediction, predicts):
-    """Eq. (7), (8), (11).  p_θ's mean by reverse.mean_from, which is linear in the network's prediction of ε, μ̃ or x_0.
-
-    Back: dmean -> dprediction = c_t dmean,  c_t = −β_t / (√α_t √(1 − ᾱ_t)) for ε,  1 for μ̃,  √ᾱ_{t−1} β_t / (1 − ᾱ_t) for x_0.
-    The first one, squared, over 2σ_t² is the weight of Eq. (12).
-    """
-    c = {"eps": -s.beta[t] / np.sqrt(s.alpha[t] * (1 - s.alpha_bar[t])),
-         "mu": np.ones(np.shape(t)),
-         "x0": posterior_coefficients(s, t)[0]}
-    slope = per_image(c[predicts], prediction)
-
-    def mean_of_back(dmean):
-        return slope * dmean
-
-    return mean_from(s, x_t, t, prediction, predicts), mean_of_back

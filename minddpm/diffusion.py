@@ -68,11 +68,9 @@ class Schedule:
     def sigma2(self, choice="beta"):
         """Sec. 3.2.  The table σ_t² of the reverse process, float64 (T+1,): "beta" is σ_t² = β_t, "beta_tilde" is σ_t² = β̃_t.
 
-        σ_1² is the decoder's variance in Eq. (13), where β̃_1 = 0 would be no density: "beta_tilde" has σ_1² = β̃_2 there.
-        (The released code puts β̃_2 there for both choices, diffusion_utils_2.py:139-146.  Which of the two encodes x_0 in fewer
-        bits depends on the mean.  β̃_2 is half of β_1: 1.31 bits/dim against 1.71 where the mean is exact, but more where its
-        error is large against σ_1; a small network has been seen with 1.38 against 1.30.  Sampling never sees σ_1: Alg. 2 adds
-        no noise at t = 1.)
+        σ_1² is the decoder's variance in Eq. (13), where β̃_1 = 0 would be no density: "beta_tilde" has σ_1² = β̃_2 there (β_1 if
+        T = 1).  The released code has β̃_2 there for both choices (diffusion_utils_2.py:139-146), which costs fewer bits where the
+        mean is exact, 1.31 bits/dim against 1.71, and more where it is not.  Sampling does not use σ_1.
 
         Raises ValueError for any other choice.
         """
@@ -81,7 +79,7 @@ class Schedule:
         if choice != "beta_tilde":
             raise ValueError(f"sigma2 is {choice!r}; expected 'beta' or 'beta_tilde'")
         sigma2 = self.beta_tilde.copy()
-        sigma2[1:2] = self.beta_tilde[2:3] if self.T > 1 else self.beta[1:2]
+        sigma2[1] = self.beta_tilde[2] if self.T > 1 else self.beta[1]
         return sigma2
 
 

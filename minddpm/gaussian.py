@@ -36,7 +36,7 @@ def discretized_log_likelihood(x0, mean, sigma, levels=256, cdf="erf"):
     levels: 256 for bytes, 17 for scikit-learn's digits.
     cdf: "erf", the normal distribution itself, finite and right however far in the tail; "tanh", the released code's
     approximation of it (utils.py:112-133), within 1.8e-4 of each cumulative probability and never below 1e-12.
-    Result: float64.  ValueError: an unknown cdf, levels < 2, or a sigma that is not positive.
+    Result: float64.  ValueError: an unknown cdf, levels < 2, or a sigma that is not positive (CuPy's arrays are not looked at).
 
     >>> print(f"{discretized_log_likelihood(0.0, 0.0, 1 / 255):.6f}")          # log(Φ(1) − Φ(−1))
     -0.381715
@@ -45,7 +45,7 @@ def discretized_log_likelihood(x0, mean, sigma, levels=256, cdf="erf"):
         raise ValueError(f"cdf is {cdf!r}; expected one of {', '.join(LOG_PROBABILITY)}")
     if levels < 2:
         raise ValueError(f"levels is {levels}; expected at least 2")
-    if isinstance(sigma, int | float | np.ndarray) and not np.all(sigma > 0):
+    if isinstance(sigma, int | float | np.number | np.ndarray) and not np.all(sigma > 0):
         raise ValueError(f"sigma is {np.min(sigma):g} somewhere; expected positive numbers")
     log_probability, edge = LOG_PROBABILITY[cdf]
     return log_probability(*standardized_bin(x0, mean, sigma, levels, edge))

@@ -88,8 +88,8 @@ def rate_distortion(bound):
 
         rate[t] = L_t + … + L_T, bits/dim        rmse[t] = 127.5 √( mean (x_0 − x̂_0)² ), on the scale [0, 255]
 
-    What the receiver of Alg. 4 has been sent when it holds x_t, and how far Eq. (15) at x_t then is from x_0; at t = 0 it has
-    been sent everything and holds x_0.  The paper's axis counts the reverse steps, T − t + 1 at x_t.
+    rate[t] is what the receiver of Alg. 4 has received once it has x_t, rmse[t] the error of Eq. (15) at that x_t; at t = 0 it
+    has everything, and x_0.  The paper's axis counts the reverse steps, T − t + 1 at x_t.
     """
     return bound.L.mean(0)[::-1].cumsum()[::-1], 127.5 * np.sqrt(bound.mse.mean(0))
 
@@ -98,7 +98,7 @@ def rate_distortion(bound):
 
 
 def p_theta_float64(s, eps_theta, x_t, t, dtype, *how):
-    """Eq. (1).  p_theta in float64, of the network's output at x_t as an array of the dtype; how: sigma2, clip, predicts."""
+    """p_theta in float64, of the network's output at x_t as an array of the dtype; how: sigma2, clip, predicts."""
     return p_theta(s, x_t, t, float64(eps_theta(x_t.astype(dtype, copy=False), t)), *how)
 
 

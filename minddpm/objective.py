@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minddpm.bound import bound_term, mean_of
+from minddpm.bound import bound_term
 from minddpm.diffusion import Schedule, per_image, q_posterior
-from minddpm.reverse import split
+from minddpm.reverse import mean_from, split
 
 
 class Example(NamedTuple):
@@ -60,35 +60,37 @@ def l_simple(eps, eps_theta):
     return loss, l_simple_back
 
 
-def mse_loss(e, prediction, predicts, learned_sigma=False):
+def mse_loss(e, output, predicts, sigma2):
     """Eq. (14), Table 2, Sec. 3.2.  The same squared error of what the network predicts: "eps", the paper's own method; "mu",
     Table 2's ‖μ̃ − μ̃_θ‖²; or "x0", with "worse sample quality early in our experiments".  Back: dloss -> dprediction.
     """
     target = q_posterior(e.s, e.x0, e.x_t, e.t)[0] if predicts == "mu" else {"eps": e.eps, "x0": e.x0}[predicts]
+    prediction, _ = split(output, e.x_t, sigma2)
     return l_simple(target, prediction)
 
 
 # The bound L --------------------------------------------------------------------------------------------------------------
 
 
-def bound_loss(e, output, predicts, learned_sigma=False):
+def bound_loss(e, output, predicts, sigma2):
     """Eq. (5), (8), (11)-(13).  Table 2, "L": the term of the bound at t, bits/dim.  output (B, ..., C), or 2C with Σ.
 
-    predicts: "eps", "mu" or "x0".  With a fixed Σ and "eps" it is Eq. (12) for t > 1, but for its constant.  In float64; nothing
-    is clipped, as in the released code (clip_denoised=False, diffusion_utils_2.py:288).
+    predicts: "eps", "mu" or "x0".  sigma2: σ_t², "learned" too.  With a fixed Σ and "eps" it is Eq. (12) for t > 1, but for its
+    constant.  In float64; nothing is clipped, as in the released code (clip_denoised=False, diffusion_utils_2.py:288).
     Back: dloss -> doutput.  Keeps: as bound_term.
     """
     x0, x_t, output64 = (a.astype(np.float64, copy=False) for a in (e.x0, e.x_t, output))      # differences of nearly equal means
-    prediction, log_var = split(output64, x_t, "learned" if learned_sigma else e.sigma2)
-    if not learned_sigma:
-        log_var = per_image(np.log(e.s.sigma2(e.sigma2)[e.t]), x_t)
-    mean, mean_back = mean_of(e.s, x_t, e.t, prediction, predicts)
+    prediction, log_var = split(output64, x_t, sigma2)
+    fixed = log_var is None
+    if fixed:
+        log_var = per_image(np.log(e.s.sigma2(sigma2)[e.t]), x_t)
+    mean, mean_back = mean_from(e.s, x_t, e.t, prediction, predicts)
     loss, bound_back = bound_term(e.s, x0, x_t, e.t, mean, log_var, e.levels)
 
     def bound_loss_back(dloss):
         dmean, dlog_var = bound_back(dloss)
         dprediction = mean_back(dmean)
-        doutput = np.concatenate([dprediction, dlog_var], axis=-1) if learned_sigma else dprediction
+        doutput = dprediction if fixed else np.concatenate([dprediction, dlog_var], axis=-1)
         return doutput.astype(output.dtype, copy=False)
 
     return loss, bound_loss_back
@@ -98,7 +100,7 @@ def bound_loss(e, output, predicts, learned_sigma=False):
 
 
 class Objective(NamedTuple):
-    """A loss, what the network predicts for it, as reverse.p_theta has it, and whether Σ is learned."""
+    """A loss, the network's prediction for it (`predicts` of reverse.p_theta), and whether Σ is learned."""
 
     loss: Callable
     predicts: str
@@ -106,8 +108,7 @@ class Objective(NamedTuple):
 
     def __call__(self, example, output):
         """loss, back: see the module's first lines.  ValueError: the output's shape does not fit the example's."""
-        split(output, example.x_t, "learned" if self.learned_sigma else example.sigma2)
-        return self.loss(example, output, self.predicts, self.learned_sigma)
+        return self.loss(example, output, self.predicts, "learned" if self.learned_sigma else example.sigma2)
 
 
 OBJECTIVES = {

@@ -1,4 +1,4 @@
-"""Sampling: Algorithm 2, and Sec. 4.3 and 4.4 by it: x̂_0 on the way, shared latents, interpolation."""
+"""Sampling: Algorithm 2, and Sec. 4.3 and 4.4, which use it: x̂_0 on the way, shared latents, interpolation."""
 
 import math
 

@@ -1,6 +1,6 @@
 """ε_θ as a score: denoising score matching and Langevin dynamics (Sec. 3.2, App. C).
 
-The score of a density is the gradient of its logarithm with respect to x.  A network that predicts the noise in x_t knows the
+The score of a density is the gradient of its logarithm with respect to x.  A network that predicts the noise in x_t gives the
 score of q(x_t), so the diffusion model can also be sampled as a score network is, after Song and Ermon (2019), arXiv
 1907.05600.  The difference to Alg. 2 is App. C's: there step sizes are chosen by hand, and here they follow from β_t.
 """
@@ -25,7 +25,7 @@ def score_matching(s, x_t, t, eps, eps_theta):
 
         1/D ‖ s_θ(x_t, t) − ∇ log q(x_t | x_0) ‖²  =  1/(1 − ᾱ_t) · 1/D ‖ε − ε_θ(x_t, t)‖²
 
-    that is L_simple but for its weight, and Eq. (12) but for another.  eps is the noise of x_t, eps_theta the network's output.
+    L_simple and Eq. (12) are the same with other weights.  eps is the noise of x_t, eps_theta the network's output.
     """
     target = score(s, x_t, t, eps)
     return ((score(s, x_t, t, eps_theta) - target) ** 2).reshape(len(x_t), -1).mean(1)
@@ -37,8 +37,8 @@ def langevin(s, eps_theta, shape, rng, times, steps=100, step=0.1, like=None):
         x ~ N(0, I);   for t in times, `steps` times:   x ← x + a_t/2 s_θ(x, t) + √a_t z,   a_t = step · (1 − ᾱ_t)
         x_0 = x̂_0(x, t) of Eq. (15) at the last of the times
 
-    For each t the steps lead from what the t before it left towards q(x_t); times falls, as from T to 1, and so does the
-    noise.  The step size proportional to the variance of the noise is Song and Ermon's (their Alg. 1), and so are 100 steps
+    The steps at t start from the result of the previous t; times falls, as from T to 1, and so does the noise.
+    The step size proportional to the variance of the noise is Song and Ermon's (their Alg. 1), and so are 100 steps
     a noise level; theirs begins with x uniform, and ends without the estimate of x_0, which Alg. 2 also ends with.
     Larger steps move faster and widen the result: where q(x_t) = N(0, V), the dynamics come to rest at V / (1 − a_t / 4V).
     rng: a NumPy generator.  like: an array of the dtype and kind (NumPy's or CuPy's) to work in; float32 and NumPy's if None.

@@ -62,7 +62,7 @@ class Metrics(NamedTuple):
 def gradient(objective, cfg, s, params, batch, sigma2="beta", levels=256, batch_size=None, ops=layers, policy=store):
     """Alg. 1, line 5.  The mean loss over the batch, an array (), and its gradient, a tree like params.
 
-        ∇_θ 1/B Σ_b ‖ε_b − ε_θ(√ᾱ_t x_0 + √(1 − ᾱ_t) ε_b, t_b)‖²
+        ∇_θ 1/(B D) Σ_b ‖ε_b − ε_θ(√ᾱ_t x_0 + √(1 − ᾱ_t) ε_b, t_b)‖²
 
     objective: a name in OBJECTIVES, "simple" for this loss.  sigma2, levels: see Example.  batch_size: B, where the batch is a
     part of a larger one.  ops, policy: see unet.

@@ -156,8 +156,8 @@ CASES = {
     "decoder_nll, 17 levels":  decoder_case(x0=[-1, 0.125, 1], z=[3.0, 9.0, -7.0], sigma=0.01, levels=17),
     "kl_to": Case("minddpm.bound", lambda m: lambda mean, log_var: m.kl_to(normal(2, 5), 0.3, mean, log_var),
                   (normal(2, 5, seed=1), normal(2, 5, seed=2))),
-    **{f"mean_of {kind}":
-       Case("minddpm.bound", lambda m, kind=kind: lambda x: m.mean_of(S, normal(6, 2), np.array(MIXED), x, kind),
+    **{f"mean_from {kind}":
+       Case("minddpm.reverse", lambda m, kind=kind: lambda x: m.mean_from(S, normal(6, 2), np.array(MIXED), x, kind),
             (normal(6, 2, seed=1),)) for kind in ("eps", "mu", "x0")},
 }
 

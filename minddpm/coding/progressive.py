@@ -144,7 +144,7 @@ def send(codec, x0, seed=0):
         raise UserError(f"x_0 is {x0.dtype} of shape {x0.shape}; expected (N, {', '.join(map(str, codec.shape))}) integers "
                         f"from 0 to {codec.levels - 1}")
     s, data, costs = codec.schedule, scale(x0, codec.levels), np.zeros((5, len(x0), codec.schedule.T + 1))
-    out, private = Encoder(), rng("the sender's own", seed)
+    out, private = Encoder(), rng("sender's draws", seed)
 
     def send_draw(t, q, p):
         x_t, costs[:, :, t] = _send_draw(out, codec, q, p, t, seed, private)

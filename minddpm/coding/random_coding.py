@@ -138,7 +138,7 @@ def receive_block(source, d, about, key):
 
 def candidates(key, chunk, d):
     """X_k for k = chunk·CHUNK + 1, …, in units of p: (CHUNK, d) standard normals, float32, the same on both sides."""
-    return rng("sent to both", *key, chunk).standard_normal((CHUNK, d), dtype=np.float32)
+    return rng("shared draws", *key, chunk).standard_normal((CHUNK, d), dtype=np.float32)
 
 
 def highest(D):
@@ -158,7 +158,7 @@ def layout(key, D, c):
 
     The numbers of a block are chosen at random, so that all blocks share the detailed and the flat parts of an image.
     """
-    blocks = np.array_split(rng("sent to both", *key).permutation(D), min(D, 2 ** max(c, 0)))
+    blocks = np.array_split(rng("shared draws", *key).permutation(D), min(D, 2 ** max(c, 0)))
     return blocks, 0.75 * BLOCK_BITS * 2.0**c / len(blocks)
 
 

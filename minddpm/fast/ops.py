@@ -1,6 +1,7 @@
 """Which algorithm computes each layer: objects with the functions of unet.layers, faster, to be passed as `ops`."""
 
 import os
+from threading import Lock
 
 from minddpm.fast import attention, cuda, matmul, norm
 from minddpm.fast.device import is_cuda
@@ -39,13 +40,15 @@ class CpuOps:
         self._params = params                       # alive, so that an id stays that weight's
         self._tiles = {id(w): m for w, m in weights}
         self._transformed = dict(map(lambda w_m: (id(w_m[0]), transform(*w_m, training)), weights)) if training else {}
+        self._lock = Lock()                         # so that two threads do not transform one weight twice
 
     def _transform(self, w):
         """The weight's Transformed, computed when it is first used; None where Winograd's convolution is not the fastest."""
-        if id(w) not in self._transformed:
-            m = self._tiles.get(id(w))
-            self._transformed[id(w)] = transform(w, m) if m else None
-        return self._transformed[id(w)]
+        with self._lock:
+            if id(w) not in self._transformed:
+                m = self._tiles.get(id(w))
+                self._transformed[id(w)] = transform(w, m) if m else None
+            return self._transformed[id(w)]
 
     def conv2d(self, p, x, stride=1):
         """App. B.  layers.conv2d, by the algorithm that is fastest for this weight."""

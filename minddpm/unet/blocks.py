@@ -11,7 +11,7 @@ from minddpm.unet.recompute import store
 
 
 class Net:
-    """What the blocks of one network share: its sizes, its layers, and what is stored for the gradient, see recompute.py."""
+    """The configuration, the layers and the memory policy (recompute.py), which all blocks of a network share."""
 
     def __init__(self, cfg, ops=layers, policy=store):
         self.cfg, self.ops, self.policy = cfg, ops, policy
@@ -116,7 +116,7 @@ def down_block(net: Net, p, x, temb, dropout_keys):
         doutputs, dtemb, dstages, dconv = list(doutputs), 0, [], None
         if "downsamplers" in p:
             dh, dconv = downsample_back(dh + doutputs.pop())
-        for stage_back in reversed(backs):                          # h went on, and up as a skip: its gradients add
+        for stage_back in reversed(backs):                          # h is used twice, next and as a skip: its gradients add
             dh, dtemb_j, dstage = stage_back(dh + doutputs.pop())
             dtemb = dtemb + dtemb_j
             dstages.insert(0, dstage)
@@ -127,7 +127,7 @@ def down_block(net: Net, p, x, temb, dropout_keys):
 
 def mid_block(net: Net, p, x, temb, dropout_keys):
     """App. B.  The bottom: residual block, attention, residual block.  x (B,H,W,C) -> h.  Back: dh -> dx, dtemb, dp."""
-    h0, back0 = stage(net, p, 0, x, temb, next(dropout_keys))
+    h0, back0 = stage(net, p, 0, x, temb, next(dropout_keys))       # p["attentions"] has one entry: the second stage has none
     h1, back1 = stage(net, p, 1, h0, temb, next(dropout_keys))
 
     def mid_block_back(dh1):
@@ -139,7 +139,7 @@ def mid_block(net: Net, p, x, temb, dropout_keys):
 
 
 def up_block(net: Net, p, x, skips, temb, dropout_keys):
-    """App. B.  One level on the way up: each stage sees a skip beside its input; then, except at the top, upsampling and a
+    """App. B.  One level on the way up: each stage's input is concatenated with a skip; then, except at the top, upsampling and a
     convolution.
 
     x (B,H,W,C), skips in the order of their use -> h.  Back: dh -> dx, dskips, dtemb, dp.

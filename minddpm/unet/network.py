@@ -13,10 +13,12 @@ def unet(cfg, p, x, t, seeds=None, ops=layers, policy=store):
     """App. B.  ε_θ(x_t, t).  x (B,H,W,in_channels), t: the paper's t, 1..T, an int or (B,) -> eps (B,H,W,out_channels).
 
     Back: deps -> dx, dp.  seeds: for dropout, one integer below 2⁶⁴ an image; without them there is none.  ops: the layers.
-    policy: what the blocks store for `back`, see recompute.py; with `inference` there is no `back`.
+    policy: what the blocks store for `back`, see recompute.py; with `inference`, `back` must not be called.
     ValueError: x of other sizes.
     """
-    _check_input(cfg, x)
+    halvings = 2 ** (len(cfg.widths) - 1)
+    if x.ndim != 4 or x.shape[3] != cfg.in_channels or x.shape[1] % halvings or x.shape[2] % halvings:
+        raise ValueError(f"x has shape {x.shape}; expected (B, H, W, {cfg.in_channels}) with H and W multiples of {halvings}")
     net = Net(cfg, ops, policy)
     keys = ((seeds, number) for number in count()) if cfg.dropout and seeds is not None else repeat(None)
     t = np.full(len(x), t) if np.ndim(t) == 0 else t
@@ -64,7 +66,7 @@ def unet(cfg, p, x, t, seeds=None, ops=layers, policy=store):
 def time_mlp(net: Net, p, emb):
     """App. B.  emb (B,ch) -> temb (B,4ch): dense, swish, dense, swish.  Back: dtemb -> dp; emb is data and needs no gradient.
 
-    In the released code each residual block begins with the last swish (unet.py:37-63), of the same numbers: once is enough.
+    The released code applies the last swish inside each residual block (unet.py:37-63), to the same numbers; here it is once.
     """
     ops = net.ops
     h1, linear_1_back = ops.linear(p["linear_1"], emb)
@@ -81,9 +83,3 @@ def time_mlp(net: Net, p, emb):
         return {name: dp[name] for name in p}
 
     return temb, time_mlp_back
-
-
-def _check_input(cfg, x):
-    halvings = 2 ** (len(cfg.widths) - 1)
-    if x.ndim != 4 or x.shape[3] != cfg.in_channels or x.shape[1] % halvings or x.shape[2] % halvings:
-        raise ValueError(f"x has shape {x.shape}; expected (B, H, W, {cfg.in_channels}) with H and W multiples of {halvings}")

@@ -23,12 +23,8 @@ def init(cfg, seed):
     variance, so that every block begins as the identity and ε_θ as 0.
     """
     random = rng("initial weights", seed)
-
-    def draw(d):
-        values = random.random(d.shape, dtype=np.float32)
-        return np.float32(d.centre - d.bound) + np.float32(2 * d.bound) * values if d.bound else np.full_like(values, d.centre)
-
-    return tree.map(draw, parameters(cfg))
+    return tree.map(lambda d: np.float32(d.centre - d.bound) + np.float32(2 * d.bound) * random.random(d.shape, dtype=np.float32),
+                    parameters(cfg))
 
 
 def parameters(cfg):

@@ -1,7 +1,7 @@
 """What the forward pass stores for the backward pass: three policies, one of them gradient checkpointing.
 
-A policy calls f(*args) -> y, back for a block or layer f and returns the same.  None changes a number: dropout draws its masks
-from seeds, so the forward pass that is computed again is the one that was.
+A policy calls f(*args) -> y, back for a block or layer f and returns the same.  No policy changes the result: dropout's masks
+depend on seeds, so to compute a block again repeats it exactly.
 """
 
 

@@ -8,8 +8,8 @@ def conv2d(p, x, stride=1):
 
         y[b,h,w,n] = Σ_ijc  x[b, stride·h + i − before, stride·w + j − before, c] W[i,j,c,n]  +  bias[n],      x = 0 outside
 
-    Both sizes are padded by k − stride (k = 1: 0), the smaller half of it before: TensorFlow's SAME where stride divides the
-    size.  stride 1 pads (k−1)/2 on all four sides; k = 3 with stride 2 pads 1 at the bottom and right only, which the released
+    Both sizes are padded by k − stride (k = 1: 0), `before` is the smaller half: TensorFlow's SAME where stride divides the size.
+    stride 1 pads (k−1)/2 on all four sides; k = 3 with stride 2 pads 1 at the bottom and right only, which the released
     weights were trained with (padding=1 would shift every feature by half a pixel).
     Back:  with P = im2col(x) of shape (B·H'·W', k·k·C) and W as a (k·k·C, N) matrix, y = P W + b, so as for a dense layer
            dW = Pᵀ dy,  db = Σ dy,  dP = dy Wᵀ.  P holds each pixel of x once for every patch it is part of, so its adjoint
@@ -76,6 +76,6 @@ def col2im(dpatches, shape, k, stride, pad):
 
 
 def _taps(shape, k, stride):
-    """For each place (i, j) in the kernel, the slice of the padded image that it meets while it moves over the image."""
+    """For each kernel element (i, j), the slice of the padded image that it multiplies."""
     _, H, W, _ = shape
     return [np.s_[:, i:H - k + i + 1:stride, j:W - k + j + 1:stride] for i in range(k) for j in range(k)]

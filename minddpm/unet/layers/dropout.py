@@ -6,7 +6,7 @@ import numpy as np
 def dropout(x, rate, seeds, layer):
     """App. B.  Dropout.  x (B,...), rate in [0, 1), seeds: B integers below 2⁶⁴, layer: this layer's number -> y (B,...).
 
-        y = x m / (1 − rate),     m = 0 with probability rate (to within 2⁻¹⁶), else 1, each number for itself
+        y = x m / (1 − rate),     m = 0 with probability rate (to within 2⁻¹⁶), else 1, independently
     Back:  dx = dy m / (1 − rate).
     Keeps: m.
 
