@@ -115,5 +115,4 @@ def train(settings, cfg, s, state, dataset, gradient=gradient, update=update):
                               settings.sigma2, dataset.levels)                              # 5: take gradient descent step on
         norm, lr   = update(settings, state, grad)                                          #    ∇_θ ‖ε − ε_θ(x_t, t)‖²
         del grad                                                                            #    its memory is the next step's
-        yield Metrics(step, loss, norm, lr)
-                                                                                            # 6: until converged
+        yield Metrics(step, loss, norm, lr)                                                 # 6: until converged
