@@ -98,7 +98,7 @@ def rate_distortion(bound):
 
 
 def p_theta_float64(s, eps_theta, x_t, t, dtype, *how):
-    """Eq. (1).  p_theta in float64, of the network's output at x_t as an array of the dtype; how: sigma2, clip, predicts."""
+    """p_theta in float64, of the network's output at x_t as an array of the dtype; how: sigma2, clip, predicts."""
     return p_theta(s, x_t, t, float64(eps_theta(x_t.astype(dtype, copy=False), t)), *how)
 
 
