@@ -4,7 +4,8 @@ import ast
 import re
 from typing import NamedTuple
 
-from minddpm.readalong.sources import Place
+from minddpm.readalong import tags
+from minddpm.readalong.index import Place
 
 
 class Block(NamedTuple):
@@ -108,6 +109,13 @@ def _docstring(node):
     margin = node.body[0].col_offset
     first, *rest = node.body[0].value.value.rstrip().split("\n")
     return "\n".join([first, *(line[margin:] if not line[:margin].strip() else line for line in rest)])
+
+
+def without_tags(text):
+    """A docstring without the tags that it begins with, if a sentence begins after them: "Eq. (7).  Mean" -> "Mean"."""
+    while match := re.match(rf"{tags.TAGS}\.\s+(?=\S)", text):
+        text = text[match.end():]
+    return text
 
 
 def paragraphs(text):

@@ -13,6 +13,7 @@ from minddpm.readalong.plain import plain
 from pages_html import blocks, maths
 from pages_html.differences import DIFFERENCES
 from pages_html.markup import code, formulas, highlighted, page, sentence, where
+from pages_html.order import reading_order
 
 TESTS_SHOWN = 4
 HALF = 85                       # about as many characters of a formula fit into half of a page's width
@@ -46,7 +47,7 @@ class Book:
 
     def __init__(self, index):
         self.index = index
-        self.order = list(index.files)
+        self.order = reading_order(index)
         self.texts = {path: (index.root / path).read_text(encoding="utf-8") for path in self.order}
         self.parts = {path: blocks.split(path, text) for path, text in self.texts.items()}
         self.keys = {}                                              # {(path, name): the keys that the code there is tagged with}
@@ -153,7 +154,7 @@ class Book:
     def written(self, text):
         """A docstring or a comment as HTML."""
         out = []
-        for kind, part in blocks.paragraphs(tags.without_leading(text)):
+        for kind, part in blocks.paragraphs(blocks.without_tags(text)):
             if kind == "lines":
                 if all(maths.is_formula(line) for line in part):
                     out.append(formulas([[maths.tex(piece) for piece in re.split(r" {3,}", line.strip())] for line in part]))

@@ -1,12 +1,14 @@
 """The generated sections of minddpm/README.md: the order to read in, the paper's index, and the paper vs. the released code."""
 
+import ast
 import re
 
 from minddpm.errors import UserError
-from minddpm.readalong import tags
-from minddpm.readalong.order import CORE, RANK, ROOM, room_of, zone
 from minddpm.readalong.paper import ITEMS
+from minddpm.readalong.tags import starts_with
+from pages_html.blocks import without_tags
 from pages_html.differences import DIFFERENCES
+from pages_html.order import CORE, ROOM, reading_order, room_of, zone
 
 SENTENCE = re.compile(r".*?(?<!Eq)(?<!Alg)(?<!Sec)(?<!App)(?<!Fig)\.(?=\s|$)", re.DOTALL)
 
@@ -18,7 +20,7 @@ def path(index):
 
 def update(index):
     """Write the generated sections into the reading guide -> whether it changed.  UserError: this is no checkout."""
-    if not index.has_tests:
+    if not index.named:
         raise UserError(f"{index.root} has no tests/: expected a checkout of the repository")
     old = path(index).read_text(encoding="utf-8")
     if (new := current(old, index)) != old:
@@ -40,23 +42,24 @@ def current(text, index):
 def order_section(index):
     """A table of the core's files and then of the rooms, in the order to read them in."""
     rows, totals = {}, {CORE: 0, ROOM: 0}
-    for file, contents in index.files.items():
+    for file in reading_order(index):
         if (where := zone(file)) in totals:
-            totals[where] += contents.lines
             row = file.removeprefix("minddpm/") if where == CORE else f"{room_of(file)}/"
-            rows.setdefault(row, []).append(contents)
+            rows.setdefault(row, {})[file] = text = (index.root / file).read_text(encoding="utf-8")
+            totals[where] += text.count("\n")
     lines = ["| file | lines | paper | contents |", "|---|---|---|---|"]
     for row, files in rows.items():
-        keys = {key for contents in files for tagged in contents.tagged for key in tagged.keys if key in RANK}
-        count, summary = sum(contents.lines for contents in files), first_sentence(files[0].summary)    # a room's __init__
-        lines.append(f"| [`{row}`]({row}) | {count:,} | {joined(sorted(keys, key=RANK.get))} | {_cell(summary)} |")
+        keys = [item.key for item in ITEMS if any(place.path in files for place in index.code[item.key])]
+        count, first = sum(text.count("\n") for text in files.values()), next(iter(files.values()))      # a room's __init__
+        summary = first_sentence(ast.get_docstring(ast.parse(first)))
+        lines.append(f"| [`{row}`]({row}) | {count:,} | {joined(keys)} | {_cell(summary)} |")
     return "\n".join([*lines, "", f"The files of the core are {totals[CORE]:,} lines and the folders after them "
                                   f"{totals[ROOM]:,}, docstrings and comments included."])
 
 
 def first_sentence(docstring):
     """The first sentence after the tags: "App. B.  One U-Net.  It is" -> "One U-Net."."""
-    text = tags.without_leading(docstring)
+    text = without_tags(docstring)
     return re.sub(r"\s+", " ", (SENTENCE.match(text) or re.match(".*", text))[0])
 
 
@@ -65,7 +68,8 @@ def index_section(index):
     lines = ["| paper | meaning | code | test |", "|---|---|---|---|"]
     reasons = {}
     for item in ITEMS:
-        if index.code[item.key] or index.own_tests(item):
+        own_test = any(starts_with(test.name, item.token) for test in index.tests[item.key])
+        if index.code[item.key] or own_test:
             cells = item.key, item.meaning, _first(index.code[item.key]), _first(index.tests[item.key])
             lines.append(f"| {' | '.join(map(_cell, cells))} |")
         if not index.code[item.key]:

@@ -1,1 +1,1 @@
-"""From the paper to the line to the test: `minddpm paper` and the tables of minddpm/README.md; paper.py is the contents."""
+"""From the paper to the line to the test: the command `minddpm paper`; paper.py lists the paper's contents."""

@@ -24,7 +24,7 @@ class Item(NamedTuple):
     key: str                # "Eq. (7)", as it stands in docstrings
     section: str            # where in the paper: "3.2", "App. A"
     meaning: str            # in one line
-    formula: str = ""       # one formula, or one step of an algorithm, a line; see `tex`
+    formula: str = ""       # a formula or a step of an algorithm a line, which goes on below a %; see `tex`
     no_code_because: str = ""           # why it has no code or no test of its own; tags in it refer to related code
 
     @property
@@ -40,14 +40,8 @@ class Item(NamedTuple):
     @property
     def tex(self):
         """The formula in LaTeX, a list of lines."""
-        lines = []
         formula = self.formula.replace("%\n", "").strip()
-        for line in re.sub(r"\\([A-Za-z]+)", lambda m: MACROS.get(m[1], m[0]), formula).splitlines():
-            if lines and lines[-1].count(r"\left") > lines[-1].count(r"\right"):          # a bracket goes on
-                lines[-1] += " " + line
-            else:
-                lines.append(line)
-        return lines
+        return re.sub(r"\\([A-Za-z]+)", lambda m: MACROS.get(m[1], m[0]), formula).splitlines()
 
 
 def spell(kind, number):
@@ -105,18 +99,18 @@ q(\x_{t-1} \g \x_t, \x_0) = \N\left(\x_{t-1}; \mt_t(\x_t, \x_0), \bt_t \I\right)
     Item("Eq. (8)", "3.2", "L_{t−1} as a distance of means", r"""
 L_{t-1} = \E_q\left[\frac{1}{2\sigma_t^2} \n \mt_t(\x_t, \x_0) - \m_\theta(\x_t, t) \nn\right] + C"""),
     Item("Eq. (9)", "3.2", "the same, with x_0 from x_t and ε", r"""
-L_{t-1} - C = \E_{\x_0, \e}\left[\frac{1}{2\sigma_t^2} \n \mt_t\left(\x_t(\x_0, \e), \frac{1}{\sqrt{\ab_t}}
+L_{t-1} - C = \E_{\x_0, \e}\left[\frac{1}{2\sigma_t^2} \n \mt_t\left(\x_t(\x_0, \e), \frac{1}{\sqrt{\ab_t}} %
 \left(\x_t(\x_0, \e) - \sqrt{1 - \ab_t}\, \e\right)\right) - \m_\theta(\x_t(\x_0, \e), t) \nn\right]""",
          "Eq. (8) at the x_0 that Eq. (15) gives for x_t and its noise: a step towards Eq. (12)"),
     Item("Eq. (10)", "3.2", "the same, its target in terms of ε", r"""
-L_{t-1} - C = \E_{\x_0, \e}\left[\frac{1}{2\sigma_t^2} \n \frac{1}{\sqrt{\alpha_t}}
+L_{t-1} - C = \E_{\x_0, \e}\left[\frac{1}{2\sigma_t^2} \n \frac{1}{\sqrt{\alpha_t}} %
 \left(\x_t(\x_0, \e) - \frac{\beta_t}{\sqrt{1 - \ab_t}} \e\right) - \m_\theta(\x_t(\x_0, \e), t) \nn\right]""",
          "Eq. (9) with Eq. (7) worked out; its target is Eq. (11) with the noise itself: a step towards Eq. (12)"),
     Item("Eq. (11)", "3.2", "the mean μ_θ as a function of ε_θ", r"""
 \m_\theta(\x_t, t) = \mt_t\left(\x_t, \frac{1}{\sqrt{\ab_t}} \left(\x_t - \sqrt{1 - \ab_t}\, \e_\theta(\x_t)\right)\right)
 = \frac{1}{\sqrt{\alpha_t}} \left(\x_t - \frac{\beta_t}{\sqrt{1 - \ab_t}} \e_\theta(\x_t, t)\right)"""),
     Item("Eq. (12)", "3.2", "L_{t−1} as an error of the noise", r"""
-\E_{\x_0, \e}\left[\frac{\beta_t^2}{2 \sigma_t^2 \alpha_t (1 - \ab_t)}
+\E_{\x_0, \e}\left[\frac{\beta_t^2}{2 \sigma_t^2 \alpha_t (1 - \ab_t)} %
 \n \e - \e_\theta\left(\sqrt{\ab_t}\, \x_0 + \sqrt{1 - \ab_t}\, \e, t\right) \nn\right]"""),
     Item("Eq. (13)", "3.3", "discretised decoder", r"""
 p_\theta(\x_0 \g \x_1) = \prod_{i=1}^{D} \int_{\delta_-(x_0^i)}^{\delta_+(x_0^i)} %
@@ -124,7 +118,7 @@ p_\theta(\x_0 \g \x_1) = \prod_{i=1}^{D} \int_{\delta_-(x_0^i)}^{\delta_+(x_0^i)
 \delta_+(x) = \begin{cases} \infty & \text{if } x = 1 \\ x + \frac{1}{255} & \text{if } x < 1 \end{cases}
 \delta_-(x) = \begin{cases} -\infty & \text{if } x = -1 \\ x - \frac{1}{255} & \text{if } x > -1 \end{cases}"""),
     Item("Eq. (14)", "3.4", "the simplified loss L_simple", r"""
-L_{\mathrm{simple}}(\theta) \coloneqq \E_{t, \x_0, \e}\left[
+L_{\mathrm{simple}}(\theta) \coloneqq \E_{t, \x_0, \e}\left[ %
 \n \e - \e_\theta\left(\sqrt{\ab_t}\, \x_0 + \sqrt{1 - \ab_t}\, \e, t\right) \nn\right]"""),
     Item("Eq. (15)", "4.3", "progressive estimate of x_0", r"""
 \x_0 \approx \xh_0 = \frac{1}{\sqrt{\ab_t}} \left(\x_t - \sqrt{1 - \ab_t}\, \e_\theta(\x_t)\right)"""),
@@ -132,36 +126,36 @@ L_{\mathrm{simple}}(\theta) \coloneqq \E_{t, \x_0, \e}\left[
 L = \KL\left(q(\x_T) \p p(\x_T)\right)
 + \E_q\left[\sum_{t \ge 1} \KL\left(q(\x_{t-1} \g \x_t) \p p_\theta(\x_{t-1} \g \x_t)\right)\right] + H(\x_0)"""),
     Item("Eq. (17)", "App. A", "the bound: Eq. (3), middle", r"""
-L = \E_q\left[-\log \frac{p_\theta(\x_{0:T})}{q(\x_{1:T} \g \x_0)}\right]""",
-         "Eq. (3)" + _STEP),
+L = \E_q\left[-\log \frac{p_\theta(\x_{0:T})}{q(\x_{1:T} \g \x_0)}\right]""", "Eq. (3)" + _STEP),
     Item("Eq. (18)", "App. A", "the bound: Eq. (3), right", r"""
 = \E_q\left[-\log p(\x_T) - \sum_{t \ge 1} \log \frac{p_\theta(\x_{t-1} \g \x_t)}{q(\x_t \g \x_{t-1})}\right]""",
          "Eq. (3)" + _STEP),
     Item("Eq. (19)", "App. A", "its term t = 1 set apart", r"""
-= \E_q\left[-\log p(\x_T) - \sum_{t > 1} \log \frac{p_\theta(\x_{t-1} \g \x_t)}{q(\x_t \g \x_{t-1})}
+= \E_q\left[-\log p(\x_T) - \sum_{t > 1} \log \frac{p_\theta(\x_{t-1} \g \x_t)}{q(\x_t \g \x_{t-1})} %
 - \log \frac{p_\theta(\x_0 \g \x_1)}{q(\x_1 \g \x_0)}\right]""", "the sum of Eq. (3) in another order" + _STEP),
     Item("Eq. (20)", "App. A", "Bayes' rule for q(x_t | x_{t−1})", r"""
-= \E_q\left[-\log p(\x_T) - \sum_{t > 1} \log \left(\frac{p_\theta(\x_{t-1} \g \x_t)}{q(\x_{t-1} \g \x_t, \x_0)} \cdot
+= \E_q\left[-\log p(\x_T) - \sum_{t > 1} \log \left(\frac{p_\theta(\x_{t-1} \g \x_t)}{q(\x_{t-1} \g \x_t, \x_0)} \cdot %
 \frac{q(\x_{t-1} \g \x_0)}{q(\x_t \g \x_0)}\right) - \log \frac{p_\theta(\x_0 \g \x_1)}{q(\x_1 \g \x_0)}\right]""",
          "Bayes' rule, by which Eq. (6) is tested" + _STEP),
     Item("Eq. (21)", "App. A", "the marginals telescope", r"""
-= \E_q\left[-\log \frac{p(\x_T)}{q(\x_T \g \x_0)} - \sum_{t > 1} \log \frac{p_\theta(\x_{t-1} \g \x_t)}{q(\x_{t-1} \g \x_t, \x_0)}
-- \log p_\theta(\x_0 \g \x_1)\right]""", "Eq. (5) before the expectation is taken" + _STEP),
+= \E_q\left[-\log \frac{p(\x_T)}{q(\x_T \g \x_0)} %
+- \sum_{t > 1} \log \frac{p_\theta(\x_{t-1} \g \x_t)}{q(\x_{t-1} \g \x_t, \x_0)} - \log p_\theta(\x_0 \g \x_1)\right]""",
+         "Eq. (5) before the expectation is taken" + _STEP),
     Item("Eq. (22)", "App. A", "the bound: Eq. (5)", r"""
-= \E_q\left[\KL\left(q(\x_T \g \x_0) \p p(\x_T)\right) + \sum_{t > 1}
+= \E_q\left[\KL\left(q(\x_T \g \x_0) \p p(\x_T)\right) + \sum_{t > 1} %
 \KL\left(q(\x_{t-1} \g \x_t, \x_0) \p p_\theta(\x_{t-1} \g \x_t)\right) - \log p_\theta(\x_0 \g \x_1)\right]""",
          "Eq. (5), which is tested to be the same number as Eq. (3)" + _STEP),
     Item("Eq. (23)", "App. A", "the bound again: Eq. (3), right", r"""
 L = \E_q\left[-\log p(\x_T) - \sum_{t \ge 1} \log \frac{p_\theta(\x_{t-1} \g \x_t)}{q(\x_t \g \x_{t-1})}\right]""",
          "Eq. (3)" + _STEP),
     Item("Eq. (24)", "App. A", "Bayes' rule without x_0", r"""
-= \E_q\left[-\log p(\x_T) - \sum_{t \ge 1} \log \left(\frac{p_\theta(\x_{t-1} \g \x_t)}{q(\x_{t-1} \g \x_t)} \cdot
+= \E_q\left[-\log p(\x_T) - \sum_{t \ge 1} \log \left(\frac{p_\theta(\x_{t-1} \g \x_t)}{q(\x_{t-1} \g \x_t)} \cdot %
 \frac{q(\x_{t-1})}{q(\x_t)}\right)\right]""", "Bayes' rule, on the way to Eq. (16)" + _STEP),
     Item("Eq. (25)", "App. A", "the marginals telescope", r"""
-= \E_q\left[-\log \frac{p(\x_T)}{q(\x_T)} - \sum_{t \ge 1} \log \frac{p_\theta(\x_{t-1} \g \x_t)}{q(\x_{t-1} \g \x_t)}
+= \E_q\left[-\log \frac{p(\x_T)}{q(\x_T)} - \sum_{t \ge 1} \log \frac{p_\theta(\x_{t-1} \g \x_t)}{q(\x_{t-1} \g \x_t)} %
 - \log q(\x_0)\right]""", "Eq. (16) before the expectation is taken" + _STEP),
     Item("Eq. (26)", "App. A", "the bound: Eq. (16)", r"""
-= \KL\left(q(\x_T) \p p(\x_T)\right) + \E_q\left[\sum_{t \ge 1}
+= \KL\left(q(\x_T) \p p(\x_T)\right) + \E_q\left[\sum_{t \ge 1} %
 \KL\left(q(\x_{t-1} \g \x_t) \p p_\theta(\x_{t-1} \g \x_t)\right)\right] + H(\x_0)""",
          "Eq. (16), which is tested to be the same number as Eq. (3)" + _STEP),
     Item("Alg. 1", "3.2", "training", r"""

@@ -8,8 +8,8 @@ import sys
 import textwrap
 
 from minddpm.errors import UserError
-from minddpm.readalong import index as reading
 from minddpm.readalong import paper
+from minddpm.readalong.index import ROOT, build
 from minddpm.readalong.plain import plain
 
 NO_TESTS = ("The tests and the literal transcription are not here: they come with a checkout of the\n"
@@ -18,12 +18,12 @@ WIDTH = 100                     # columns
 EXCERPT = 70                    # lines of code shown of one place
 
 
-def command(words=(), run=False, root=reading.ROOT):
+def command(words=(), run=False, root=ROOT):
     """`minddpm paper` with an item, or words to look for, or nothing for the whole paper -> exit code.
 
     UserError: the words name no item, or the tests are needed and are not here.
     """
-    index, text = reading.build(root), " ".join(words)
+    index, text = build(root), " ".join(words)
     item = paper.find(text)
     items = [item] if item else search(index, text)
     if run:
@@ -61,7 +61,7 @@ def overview(index, items=paper.ITEMS):
         lines.append(f"{item.key:{key}}  {_short(item.meaning, meaning):{meaning}}  {right}".rstrip())
     more = ("`minddpm paper 7` shows Eq. (7) with its code and its tests, `minddpm paper 7 --run` runs them, and\n"
             "`minddpm paper posterior` looks for a word.  Files without demos/ before them are in minddpm/.")
-    return "\n".join([*lines, "", more if index.has_tests else NO_TESTS])
+    return "\n".join([*lines, "", more if index.named else NO_TESTS])
 
 
 def _short(text, width):
@@ -78,7 +78,7 @@ def one(index, item):
             parts.append(f"---- {title} {'-' * (90 - len(title))}")
             parts.append(f"{found[0]}\n\n{excerpt(index, found[0])}")
             parts += ["\n".join(f"{place}" for place in found[1:])] if found[1:] else []
-    if not index.has_tests:
+    if not index.named:
         parts.append(NO_TESTS)
     elif index.tests[item.key]:
         parts.append(f"Run the tests: minddpm paper {item.token} --run")
@@ -102,7 +102,7 @@ def excerpt(index, place):
 
 def _run(index, items):
     tests = [place for item in items for place in index.tests[item.key]]
-    if not index.has_tests:
+    if not index.named:
         raise UserError("there are no tests beside this package: expected a checkout of the repository")
     if not tests:
         raise UserError(f"{items[0].key} has no test: {items[0].no_code_because or 'not there yet'}")

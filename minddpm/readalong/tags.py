@@ -8,15 +8,10 @@ from minddpm.readalong.paper import spell
 NUMBER = {"Eq.": r"\(\d+\)", "Alg.": r"\d+", "Sec.": r"\d(?:\.\d+)?", "App.": r"[A-Z]\b", "Fig.": r"\d+", "Table": r"\d+"}
 _GROUPS = "|".join(rf"(?:{re.escape(kind)}|{kind[:-1]}s\.|{kind}s)[ ]{n}(?:(?:-|–|,[ ]|[ ]and[ ]|,[ ]and[ ]){n})*"
                    for kind, n in NUMBER.items())
-_TAGS = rf"(?:{_GROUPS})(?:, (?:{_GROUPS}))*"
+TAGS = rf"(?:{_GROUPS})(?:, (?:{_GROUPS}))*"
 GROUP = re.compile(rf"\b(?:{_GROUPS})")
 IN_NAME = re.compile(r"(?<![a-z])(eq|alg|sec|app|fig|table)_?(\d+|[a-d])(?:_to_(?:eq|alg|sec|fig|table)(\d+))?(?=_|$)",
                      re.IGNORECASE)
-
-
-def mentioned(text):
-    """Every key in a text: "as in Eq. (9) and (10)" -> ["Eq. (9)", "Eq. (10)"]."""
-    return [key for _, keys in groups(text) for key in keys]
 
 
 def groups(text):
@@ -48,14 +43,7 @@ def leading(text):
 
 def is_whole(text):
     """Whether the tags that a docstring begins with stand as a sentence: in "Eq. (7).  The mean", not in "Alg. 1, line 5." """
-    return bool(re.match(rf"{_TAGS}\.(?=\s|$)", text))
-
-
-def without_leading(text):
-    """A docstring without the tags that it begins with, if a sentence begins after them: "Eq. (7).  Mean" -> "Mean"."""
-    while match := re.match(rf"{_TAGS}\.\s+(?=\S)", text):
-        text = text[match.end():]
-    return text
+    return bool(re.match(rf"{TAGS}\.(?=\s|$)", text))
 
 
 def in_name(name):

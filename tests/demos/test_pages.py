@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 from minddpm.errors import UserError
-from minddpm.readalong.index import build
+from minddpm.readalong.index import build, functions, paths
 from minddpm.readalong.paper import ITEMS
-from minddpm.readalong.sources import functions, paths
 
 ROOT = Path(__file__).resolve().parents[2]
 pytest.importorskip("latex2mathml", reason="pip install -e '.[docs]'")
@@ -254,6 +253,14 @@ def test_what_is_a_formula(line, formula):
 ])
 def test_letters_with_subscripts_in_a_sentence(text, shown):
     assert markup.sentence(text) == shown
+
+
+@pytest.mark.parametrize("text, rest", [
+    ("Eq. (6), (7).  Mean and variance, Eq. (4).", "Mean and variance, Eq. (4)."), ("Sec. 4.3, Fig. 5, Table 4.  Rates", "Rates"),
+    ("Alg. 1, line 5.  The mean", "Alg. 1, line 5.  The mean"), ("The mean of Eq. (7).", "The mean of Eq. (7)."), ("", ""),
+])
+def test_a_docstring_without_its_tags(text, rest):
+    assert blocks.without_tags(text) == rest
 
 
 def test_paragraphs():

@@ -7,11 +7,11 @@ import pytest
 
 from minddpm.errors import UserError
 from minddpm.readalong.index import ROOT, build
-from minddpm.readalong.order import CORE, zone
 
 sys.path.insert(0, str(ROOT / "demos"))
 from pages_html import guide  # noqa: E402
 from pages_html.differences import DIFFERENCES  # noqa: E402
+from pages_html.order import CORE, reading_order, zone  # noqa: E402
 
 HOW = "run `python demos/pages.py --guide`"
 
@@ -50,7 +50,7 @@ def test_every_link_of_the_guides_tables_leads_to_its_line(index):
 
 def test_the_order_has_a_row_for_each_file_of_the_core_and_for_each_room(index):
     rows = re.findall(r"^\| \[`([^`]+)`\]\(([^)]+)\) \| ([\d,]+) \| [^|]* \| (.+) \|$", guide.order_section(index), re.MULTILINE)
-    core = [path.removeprefix("minddpm/") for path in index.files if zone(path) == CORE]
+    core = [path.removeprefix("minddpm/") for path in reading_order(index) if zone(path) == CORE]
     rooms = {f"{path.parent.name}/" for path in (ROOT / "minddpm").glob("*/__init__.py")} - {"unet/"}
     assert [row[0] for row in rows[:len(core)]] == core and {row[0] for row in rows[len(core):]} == rooms
     for name, link, lines, summary in rows:

@@ -16,20 +16,17 @@ from minddpm.readalong import tags
     ("Kingma and Ba, Algorithm 1; a Table, Sec. and App. Best", ""),
 ])
 def test_tags_in_a_text(text, keys):
-    assert tags.mentioned(text) == (keys.split("|") if keys else [])
+    assert [key for _, found in tags.groups(text) for key in found] == (keys.split("|") if keys else [])
 
 
-@pytest.mark.parametrize("text, keys, rest", [
-    ("Eq. (6), (7).  Mean and variance, Eq. (4).", "Eq. (6)|Eq. (7)", "Mean and variance, Eq. (4)."),
-    ("Eq. (8), (13).  Table 2, \"L\".", "Eq. (8)|Eq. (13)|Table 2", None),
-    ("Sec. 4.3, Fig. 5, Table 4.  Rates", "Sec. 4.3|Fig. 5|Table 4", "Rates"),
-    ("Alg. 1, line 5.  The mean", "Alg. 1", None),
-    ("The mean of Eq. (7).", "", "The mean of Eq. (7)."), ("", "", ""),
+@pytest.mark.parametrize("text, keys", [
+    ("Eq. (6), (7).  Mean and variance, Eq. (4).", "Eq. (6)|Eq. (7)"),
+    ("Eq. (8), (13).  Table 2, \"L\".", "Eq. (8)|Eq. (13)|Table 2"),
+    ("Sec. 4.3, Fig. 5, Table 4.  Rates", "Sec. 4.3|Fig. 5|Table 4"), ("Alg. 1, line 5.  The mean", "Alg. 1"),
+    ("The mean of Eq. (7).", ""), ("", ""),
 ])
-def test_tags_at_the_start_of_a_docstring(text, keys, rest):
+def test_tags_at_the_start_of_a_docstring(text, keys):
     assert tags.leading(text) == (keys.split("|") if keys else [])
-    if rest is not None:
-        assert tags.without_leading(text) == rest
 
 
 @pytest.mark.parametrize("name, tokens, own", [
