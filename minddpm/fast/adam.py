@@ -7,6 +7,7 @@ import numpy as np
 BLOCK = 2**16               # numbers that are worked on at a time, so that they stay in the cache between the passes
 
 
+@np.errstate(over="ignore", invalid="ignore")                         # a diverging network: Metrics.checked reports it
 def adam_ema(p, m, v, g, average, step, lr, scale, decay, beta1=0.9, beta2=0.999, eps=1e-8):
     """App. B.  optim.adam with the gradient `scale` g, then optim.ema, in place on the arrays p, m, v and average of one leaf."""
     weight = 1.0 if step == 1 else 1 - decay

@@ -10,11 +10,10 @@ from minddpm.unet import layers
 
 
 def ops_for(params, image_size, training=False, map=map):
-    """The fastest layers for a U-Net with these parameters, where they are: CpuOps, on a GPU cuda.OPS.
+    """The fastest layers for these parameters: CpuOps, or cuda.OPS if they are on a GPU.
 
-    The parameters must not change while the result is used.  image_size: the side of its images.  training: whether gradients
-    are wanted.  map: how to go over the convolutions, such as Workers.map.
-    The plain layers where `plain_only` is true.
+    The parameters, a U-Net's, must not change while the result is used.  image_size: the side of its images.  training: whether
+    gradients are wanted.  map: applies a function to all weights, e.g. Workers.map.  The plain layers where `plain_only` is true.
     """
     if plain_only():
         return layers
@@ -22,7 +21,7 @@ def ops_for(params, image_size, training=False, map=map):
 
 
 def plain_only():
-    """Whether the environment variable MINDDPM_KERNELS is 0, which turns this file and the CUDA kernels off, for comparisons."""
+    """Whether the environment variable MINDDPM_KERNELS is 0, which turns fast layers and CUDA kernels off, for comparisons."""
     return os.environ.get("MINDDPM_KERNELS") == "0"
 
 

@@ -1,5 +1,7 @@
 """Alg. 1, line 5, by several threads, or on a GPU: train.gradient and train.update with the same results, faster."""
 
+from functools import partial
+
 import numpy as np
 
 from minddpm import optim, train
@@ -51,12 +53,7 @@ def update_by(workers):
         if kernels:
             adam_cuda.adam_ema(state, gradient, step, lr, scale, settings.ema)
         else:
-            scale = float(scale)
-
-            def update_leaf(p, m, v, g, average):
-                with np.errstate(over="ignore", invalid="ignore"):
-                    adam.adam_ema(p, m, v, g, average, step, lr, scale, settings.ema)
-
+            update_leaf = partial(adam.adam_ema, step=step, lr=lr, scale=float(scale), decay=settings.ema)
             workers.for_each_leaf(update_leaf, state.params, state.m, state.v, gradient, state.ema)
         state.step = step
         return norm, lr

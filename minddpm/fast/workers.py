@@ -95,16 +95,16 @@ class Workers:
         if self.threads == 1:
             yield from map(f, items)
             return
-        flying = deque()
+        pending = deque()
         try:
             for item in items:
-                flying.append(self._pool.submit(f, item))
-                if len(flying) > self.threads:
-                    yield flying.popleft().result()
-            while flying:
-                yield flying.popleft().result()
+                pending.append(self._pool.submit(f, item))
+                if len(pending) > self.threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            wait([future for future in flying if not future.cancel()])
+            wait([future for future in pending if not future.cancel()])
 
     def helping(self, f):
         """The same f, for `map` with a single item: an idle thread takes half of its large products, see matmul.py."""
@@ -137,7 +137,7 @@ class Workers:
 
 
 def _pinning(threads):
-    """What pins each thread of a pool to a CPU of its own, or None where they are not as many as the CPUs.
+    """A function that pins each thread of a pool to a CPU of its own, or None where there are not as many threads as CPUs.
 
     Linux's scheduler takes threads that often wait for each other for one piece of work and puts them on one CPU, where they
     took twice as long.  Another number of threads turns pinning off.  The first thread's CPU depends on the process, so that
