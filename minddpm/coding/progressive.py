@@ -54,13 +54,6 @@ def respaced_schedule(s, times):
     return Schedule(np.concatenate([[0.0], 1 - alpha_bar[1:] / alpha_bar[:-1]]))
 
 
-def times_even_in_log_snr(s, first, steps):
-    """At most `steps` times from `first` to T, evenly spaced in log ᾱ_t/(1 − ᾱ_t), where the KLs of the steps are about alike."""
-    log_snr = np.log(s.alpha_bar[1:]) - np.log1p(-s.alpha_bar[1:])
-    even = np.linspace(log_snr[first - 1], log_snr[-1], steps)
-    return sorted({int(np.argmin(np.abs(log_snr - value))) + 1 for value in even})
-
-
 @dataclass(frozen=True, eq=False)
 class Codec:
     """What sender and receiver share: the model's p_θ and the mean KL of each step; made by `calibrate`.
