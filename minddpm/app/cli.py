@@ -91,7 +91,7 @@ def _parser():
 
     p = command("evaluate", commands.evaluate)
     p.add_argument("folder", metavar="DIR", help="a run's folder, or a diffusers DDPMPipeline's")
-    p.add_argument("--bpd", action="store_true", help="bits/dim only: draw no samples, which takes as long again")
+    p.add_argument("--bpd", action="store_true", help="bits/dim without samples, in about half the time")
     p.add_argument("-n", type=int, default=500, help="number of images of each kind (default: %(default)s)")
     p.add_argument("--data", metavar="NAME|PATH", help="data set; by default the one that the run was trained on")
     p.add_argument("--json", metavar="F.json", help="every number, also L_t and the error of x̂_0 at each t")

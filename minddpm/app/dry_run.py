@@ -6,12 +6,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, replace
 
 from minddpm import tree
-from minddpm.app.bits_per_dim import prior_warning
-from minddpm.app.memory import out_of_memory
 from minddpm.app.progress import clock
 from minddpm.app.run import new_state, prepare
+from minddpm.app.settings import prior_warning
 from minddpm.fast import workers_for
-from minddpm.fast.device import free_memory, pool_bytes
+from minddpm.fast.device import free_memory, out_of_memory, pool_bytes
 from minddpm.fast.training import gradient_by, update_by
 from minddpm.train import train
 

@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -97,6 +98,19 @@ def probe():
 def is_out_of_memory(error):
     """Whether an exception means that memory ran out: NumPy and CuPy's pool raise MemoryErrors; CUDA and cuBLAS have codes."""
     return isinstance(error, MemoryError) or "MemoryAllocation" in str(error) or "ALLOC_FAILED" in str(error)
+
+
+@contextmanager
+def out_of_memory(doing, advice):
+    """A context in which running out of memory, on the host or a GPU, raises a UserError with what was being done and advice."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"out of memory while {doing} ({reason(error)}); {advice}") from error
 
 
 def reason(error):
