@@ -156,14 +156,10 @@ def data_list(args):
 def data_preview(args):
     """A picture of some images of a data set, and its sizes."""
     dataset = data.load(args.name)
-    shown = dataset.train[evenly_spaced(len(dataset.train), args.n)]
+    n, count = len(dataset.train), min(len(dataset.train), args.n)
+    shown = dataset.train[[k * n // count for k in range(count)]]           # at equal distances: a set may be sorted by class
     out = Path(args.out or f"{dataset.name}.png").absolute()
     x = data.scale(shown, dataset.levels)
     pictures.save_png(out, pictures.grid(pictures.to_uint8(x, dataset.levels)))
-    print(f"{dataset.name}: {len(dataset.train)} images to train on, {len(dataset.held_out)} held out, "
+    print(f"{dataset.name}: {n} images to train on, {len(dataset.held_out)} held out, "
           f"{'x'.join(map(str, dataset.image_shape))}, {dataset.levels} levels\nwrote {out}")
-
-
-def evenly_spaced(n, count):
-    """`count` indices below n, or n where that is less, at equal distances, as sets may be sorted by class."""
-    return [k * n // min(n, count) for k in range(min(n, count))]

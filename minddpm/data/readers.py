@@ -40,7 +40,8 @@ def read(path):
                 continue
             first = first or (name, images.shape)
             if images.shape[1:3] != first[1][1:3]:
-                raise UserError(f"{name} is {_size(images.shape)} pixels but {first[0]} is {_size(first[1])}: "
+                (H, W), (first_H, first_W) = images.shape[1:3], first[1][1:3]
+                raise UserError(f"{name} is {H}x{W} pixels but {first[0]} is {first_H}x{first_W}: "
                                 "expected images all of one size")
             (held_out if re.match(r"test_batch.*bin|t10k-images.*(ubyte|idx)", Path(name).name) else train).append(images)
     except OSError as e:
@@ -192,10 +193,6 @@ READERS = {
 
 def _join(parts, channels):
     return np.concatenate([np.broadcast_to(part, (*part.shape[:3], channels)) for part in parts])
-
-
-def _size(shape):
-    return f"{shape[1]}x{shape[2]}"
 
 
 def _reason(e):

@@ -4,8 +4,8 @@ from functools import partial
 
 import numpy as np
 
-from minddpm import optim, train
-from minddpm.fast import adam, adam_cuda
+from minddpm import optim, train, tree
+from minddpm.fast import adam, adam_cuda, cuda
 from minddpm.fast.device import is_cuda, to_device
 from minddpm.fast.ops import ops_for, plain_only
 from minddpm.unet.recompute import store
@@ -46,7 +46,7 @@ def update_by(workers):
     def update(settings, state, gradient):
         if plain_only():
             return train.update(settings, state, gradient)
-        kernels, step = adam_cuda.fits(gradient), state.step + 1
+        kernels, step = cuda.fits(*tree.leaves(gradient)), state.step + 1
         norm = (adam_cuda if kernels else optim).global_norm(gradient)
         lr = optim.learning_rate(step, settings.lr, settings.warmup, settings.lr_final, settings.steps)
         scale = settings.grad_clip / np.maximum(norm, settings.grad_clip)
