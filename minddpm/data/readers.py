@@ -49,7 +49,8 @@ def read(path):
     if not train and not held_out:
         raise _no_images(path, skipped)
     channels = max(images.shape[3] for images in train + held_out)
-    train, held_out = (_join(part, channels) if part else None for part in (train, held_out))
+    train, held_out = (np.concatenate([np.broadcast_to(images, (*images.shape[:3], channels)) for images in part])
+                       if part else None for part in (train, held_out))
     return (held_out, None) if train is None else (train, held_out)
 
 
@@ -189,10 +190,6 @@ READERS = {
     ("ubyte", ".idx"): _read_idx,
     ".bin": _read_cifar,
 }
-
-
-def _join(parts, channels):
-    return np.concatenate([np.broadcast_to(part, (*part.shape[:3], channels)) for part in parts])
 
 
 def _reason(e):
