@@ -107,7 +107,7 @@ class Settings:
 
     @property
     def policy(self):
-        """What the network's forward pass stores for the backward pass: a function of unet/recompute.py."""
+        """The function of unet/recompute.py that chooses the arrays stored for the backward pass."""
         return MEMORY[self.memory]
 
     def _sigma2(self):

@@ -56,7 +56,7 @@ def respaced_schedule(s, times):
 
 @dataclass(frozen=True, eq=False)
 class Codec:
-    """What sender and receiver share: the model's p_θ and the mean KL of each step; made by `calibrate`.
+    """The knowledge that sender and receiver share: the model's p_θ and the mean KL of each step; made by `calibrate`.
 
     schedule: the chain that is coded.  reverse(x_t, t): p_θ(x_{t−1} | x_t) -> Reverse, t = 1..T; sigma2 (T+1,): its variance,
     any positive table.  shape: of an image.  levels: x_0 are integers 0..levels−1, at most 256.  kl (T+1,): the mean of L_t
@@ -183,7 +183,7 @@ def _check_sum(x0):
 
 
 class Received(NamedTuple):
-    """What the receiver has after one step."""
+    """The receiver's arrays after one step."""
 
     t: int
     x_t: Any                # (N, ...) float32; at t = 0 x_0 itself, uint8

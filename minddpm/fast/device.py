@@ -102,7 +102,7 @@ def is_out_of_memory(error):
 
 @contextmanager
 def out_of_memory(doing, advice):
-    """A context in which running out of memory, on the host or a GPU, raises a UserError with what was being done and advice."""
+    """A context in which running out of memory, on the host or a GPU, raises a UserError that names `doing` and the advice."""
     try:
         yield
     except UserError:
