@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from minddpm import data
-from minddpm.app.generate import generate
+from minddpm.app.generate import BATCH, generate
 from minddpm.app.metrics import frechet, nearest, pca, standard_error
 from minddpm.app.progress import Progress
 from minddpm.app.settings import prior_warning, read
@@ -18,7 +18,6 @@ from minddpm.likelihood import Bound, normal, rate_distortion, reverse_term, vlb
 from minddpm.random import rng
 from minddpm.storage import files, load
 
-BATCH = 64                  # images at a time
 TRAIN_SHARE = 10            # held-out images for each training image, whose bits take a tenth of the time
 HELD_OUT, TRAIN, RELEASED = range(3)            # which noise of the bound: each part of the report has its own
 

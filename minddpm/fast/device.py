@@ -69,16 +69,15 @@ def probe():
     if major < 13:
         return False, f"CuPy {version} is too old, 13 or later is needed ({_WHEEL})"
 
-    no_gpu = f"CuPy {version} is installed but there is no GPU (check CUDA_VISIBLE_DEVICES)"
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:
-        if "cudaErrorNoDevice" in str(error):
-            return False, no_gpu
-        return False, (f"CuPy {version} is installed but finds no usable NVIDIA driver: {reason(error)} "
-                       "(there is none, or it is too old for this CuPy: see nvidia-smi)")
+        if "cudaErrorNoDevice" not in str(error):
+            return False, (f"CuPy {version} is installed but finds no usable NVIDIA driver: {reason(error)} "
+                           "(there is none, or it is too old for this CuPy: see nvidia-smi)")
+        count = 0
     if count == 0:
-        return False, no_gpu
+        return False, f"CuPy {version} is installed but there is no GPU (check CUDA_VISIBLE_DEVICES)"
 
     finds = f"CuPy {version} finds {count} GPU(s)"
     try:
