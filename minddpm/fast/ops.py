@@ -2,7 +2,7 @@
 
 import os
 
-from minddpm.fast import attention, cuda, matmul, norm
+from minddpm.fast import cuda, matmul, norm
 from minddpm.fast.device import is_cuda
 from minddpm.fast.narrow_conv import narrow_conv2d
 from minddpm.fast.winograd import transform, winograd, winograd_plus
@@ -28,10 +28,9 @@ def plain_only():
 class CpuOps:
     """The functions of unet.layers for one value of a U-Net's parameters, whose 3×3 weights it holds transformed as well."""
 
-    attention, linear = staticmethod(attention.attention), staticmethod(matmul.linear)
-    group_norm, norm_swish = staticmethod(norm.group_norm), staticmethod(norm.norm_swish)
-    dropout, swish, upsample = staticmethod(layers.dropout), staticmethod(layers.swish), staticmethod(layers.upsample)
-    timestep_embedding = staticmethod(layers.timestep_embedding)
+    linear, group_norm, norm_swish = map(staticmethod, (matmul.linear, norm.group_norm, norm.norm_swish))
+    attention, dropout, swish = map(staticmethod, (layers.attention, layers.dropout, layers.swish))
+    upsample, timestep_embedding = map(staticmethod, (layers.upsample, layers.timestep_embedding))
 
     def __init__(self, params, image_size, training=False, map=map):
         weights = [(w, m) for w, side in _weights_3x3(params, image_size) if (m := tile_size(side, *w.shape[2:]))]

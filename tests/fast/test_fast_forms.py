@@ -11,7 +11,7 @@ from minddpm.fast import ops_for
 from minddpm.fast.winograd import transform
 from minddpm.unet import UNetConfig, init, layers
 
-ATTENTION, MATMUL, NORM = "minddpm.fast.attention", "minddpm.fast.matmul", "minddpm.fast.norm"
+MATMUL, NORM = "minddpm.fast.matmul", "minddpm.fast.norm"
 NARROW, WINOGRAD = "minddpm.fast.narrow_conv", "minddpm.fast.winograd"
 
 
@@ -41,8 +41,6 @@ def image_by_image(w):
 
 # What is computed: the plain layer's name, a Case of the fast form with the same arrays, and what the plain layer takes besides.
 FORMS = {
-    "attention": ("attention", Case(ATTENTION, lambda m: lambda q, k, v: m.attention(q, k, v),
-                                    (draw(2, 5, 4), draw(2, 5, 4, seed=1), draw(2, 5, 4, seed=2)))),
     "linear, on pixels": ("linear", Case(MATMUL, lambda m: lambda p, x: m.linear(p, x), (weights(4, 2), draw(2, 3, 5, 4)))),
     "linear, one row":   ("linear", Case(MATMUL, lambda m: lambda p, x: m.linear(p, x), (weights(3, 1), draw(1, 3)))),
     "conv1x1":           ("conv2d", Case(MATMUL, lambda m: lambda p, x: m.conv1x1(p, x),
