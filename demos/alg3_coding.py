@@ -50,7 +50,7 @@ def main(argv=None):
 
 def gaussian_data(n, seed):
     """Send and receive n times POINTS points of N(0, COV), rounded to 256 levels, and print the report."""
-    s = coding.respaced_schedule(Schedule.linear(), coding.times_even_in_log_snr(Schedule.linear(), 5, 8))
+    s = coding.respaced_schedule(Schedule.linear(), times_even_in_log_snr(Schedule.linear(), 5, 8))
     codec = coding.calibrate(s, best_eps(s), draw(200, seed, 1), 256, clip=False)
     x0 = draw(n, seed, 0)
     sent = coding.send(codec, x0, seed)
@@ -134,10 +134,17 @@ def codec_of(model, dataset, args):
     first, steps = (min(2, s.T - 1), 5) if args.smoke else (args.first, args.steps)
     if not (1 <= first < s.T and steps >= 2):
         raise UserError(f"--first is {first} and --steps {steps}; expected 1..{s.T - 1}, and at least 2")
-    times = coding.times_even_in_log_snr(s, first, steps)
+    times = times_even_in_log_snr(s, first, steps)
     train_images = common.choose(dataset.train, 50 if args.smoke else 200, args.seed)
     return times, coding.calibrate(coding.respaced_schedule(s, times), lambda x_t, t: model.eps_theta(x_t, times[t - 1]),
                                    train_images, dataset.levels, clip=model.clip, predicts=model.predicts)
+
+
+def times_even_in_log_snr(s, first, steps):
+    """At most `steps` times from `first` to T, evenly spaced in log ᾱ_t/(1 − ᾱ_t), where the KLs of the steps are about alike."""
+    log_snr = np.log(s.alpha_bar[1:]) - np.log1p(-s.alpha_bar[1:])
+    even = np.linspace(log_snr[first - 1], log_snr[-1], steps)
+    return sorted({int(np.argmin(np.abs(log_snr - value))) + 1 for value in even})
 
 
 def report(sent, times=None):

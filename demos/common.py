@@ -18,14 +18,14 @@ import numpy as np
 from minddpm import Model, data, load
 from minddpm.app import cli, loop, run
 from minddpm.app.evaluate import choose, data_of
-from minddpm.app.generate import BATCH, device_of
+from minddpm.app.generate import BATCH
 from minddpm.app.pictures import grid, save_png, to_uint8
 from minddpm.app.progress import Progress
 from minddpm.app.settings import Settings
 from minddpm.data import Dataset
 from minddpm.errors import UserError
 from minddpm.fast import Workers, parallel, workers_for
-from minddpm.fast.device import DEVICES, to_device, to_host
+from minddpm.fast.device import DEVICES, device_of, to_device, to_host
 from minddpm.fast.device import choose as choose_device
 from minddpm.storage import files
 
@@ -89,7 +89,7 @@ class Trained:
         chosen = choose(self.dataset.held_out, n, seed)
         if len(chosen) < n:
             raise UserError(f"-n needs {n} held-out images, but {self.dataset.name} has {len(chosen)}; expected a smaller -n")
-        return to_device(data.scale(chosen, self.dataset.levels), device_of(self.model))
+        return to_device(data.scale(chosen, self.dataset.levels), device_of(self.like))
 
     @contextlib.contextmanager
     def network(self, name, calls):

@@ -8,8 +8,8 @@ the paper's, which are for CIFAR10: compare the shape, not the numbers.
 
 import common
 
-from minddpm.app.bits_per_dim import standard_error
 from minddpm.app.evaluate import bits_per_dim, choose
+from minddpm.app.metrics import standard_error
 from minddpm.likelihood import rate_distortion
 
 # Table 4: reverse steps T − t + 1, rate in bits/dim, RMSE on [0, 255]; T = 1000.

@@ -20,7 +20,8 @@ import common
 import numpy as np
 
 from minddpm.app import loop, run, settings
-from minddpm.app.generate import BATCH, save_picture
+from minddpm.app.generate import BATCH, generate
+from minddpm.app.pictures import grid, save_png, to_uint8
 from minddpm.errors import UserError
 from minddpm.fast import device, workers_for
 from minddpm.unet import UNetConfig
@@ -38,7 +39,7 @@ def main(argv=None):
             scratch = Path(smoke.enter_context(tempfile.TemporaryDirectory()))
             smoke.enter_context(patch.dict(settings.PRESETS, cifar10=lambda channels=3: TOY))
             requested = replace(common.SMOKE, data=made_up(scratch / "data"), preset="cifar10", device="cpu", batch=4, steps=3,
-                           sample_every=3)
+                                sample_every=3)
             train(scratch / "run", requested, n=4)
         elif args.data is None:
             raise UserError("no data: expected CIFAR-10's binary version, cifar-10-binary.tar.gz or its folder")
@@ -73,7 +74,8 @@ def train(folder, requested, n=64):
         print("stopped and saved; the same command goes on")
         raise KeyboardInterrupt
     with workers_for(trained.device, trained.settings.threads, BATCH) as workers:
-        save_picture(trained.folder / "samples.png", trained.model, n, requested.seed, workers)
+        x0 = generate(trained.model, n, requested.seed, workers)
+    save_png(trained.folder / "samples.png", grid(to_uint8(x0)))
     print(f"wrote {trained.folder / 'samples.png'}")
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import oracles
 import pytest
 
-from minddpm.app.bits_per_dim import standard_error
+from minddpm.app.metrics import standard_error
 from minddpm.appendix_a import marginal_bound, path_bound
 from minddpm.diffusion import Schedule, mu_theta, q_posterior, q_sample
 from minddpm.gaussian import kl, log_density

@@ -155,7 +155,7 @@ def test_eq13_tanh_is_the_released_codes_approximation():
     Phi = np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in z[::1000]])
     tanh = np.exp(log_tanh_interval(np.full(1, -np.inf), z))
     assert np.abs(tanh[::1000] - Phi).max() < 1.7895e-4
-    near = np.abs(z - 2.592) < 0.01                                     # paper.md 1.7: 1.789e-4 at |x| = 2.592
+    near = np.abs(z - 2.592) < 0.01                                     # computed: 1.789e-4 at |x| = 2.592
     exact = np.array([0.5 * math.erfc(-v / math.sqrt(2)) for v in z[near]])
     error = np.abs(tanh[near] - exact)
     assert error.max() == pytest.approx(1.789e-4, abs=5e-8)
@@ -171,7 +171,7 @@ def test_eq13_tanh_has_the_floor_and_the_edges_of_the_released_code():
 
 @pytest.mark.parametrize(["sigma2", "bits"], [(1e-4, 1.71285), (5.45318766e-5, 1.30538)])
 def test_eq13_L_0_of_an_exact_mean(sigma2, bits):
-    """paper.md 1.7: β_1, and β̃_2 as in the released code."""
+    """Computed: −log₂ of the bin's probability, for β_1, and for β̃_2 as in the released code (diffusion_utils_2.py:139-146)."""
     x0 = GRIDS[256][1:-1]
     np.testing.assert_allclose(-discretized_log_likelihood(x0, x0, sigma2**0.5) / math.log(2), bits, atol=5e-6)
 

@@ -81,7 +81,7 @@ def test_impossible_schedules_are_refused(beta):
 
 
 def test_paper_constants():
-    """paper.md 1.7: the linear schedule, T = 1000."""
+    """Sec. 4: the linear schedule, T = 1000; the digits are computed from β_1 = 10⁻⁴ and β_T = 0.02."""
     bar, tilde = S.alpha_bar, S.beta_tilde
     assert (bar[1], S.beta[1], S.beta[1000]) == (pytest.approx(0.9999, rel=1e-15), 1e-4, 0.02)
     assert f"{bar[500]:.11f} {bar[1000]:.15e}" == "0.07858724288 4.035829765375676e-05"

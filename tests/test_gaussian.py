@@ -66,7 +66,7 @@ def test_literal_eq13_probabilities_of_all_levels_add_to_one():
 
 
 def test_literal_eq13_bits_of_the_papers_decoder_with_the_exact_mean():
-    """paper.md 1.7: L_0 for σ_1 = √β̃_2 and σ_1 = √β_1, a mean that is exactly x_0."""
+    """L_0 for σ_1 = √β̃_2 and σ_1 = √β_1, a mean that is exactly x_0: computed as −log₂ of the bin's probability."""
     for sigma2, bits in (5.45318766e-5, "1.30538"), (1e-4, "1.71285"):
         assert f"{-literal.eq13_log([17 / 127.5 - 1], [17 / 127.5 - 1], math.sqrt(sigma2)) / math.log(2):.5f}" == bits
 

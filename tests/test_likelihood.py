@@ -7,7 +7,7 @@ import numpy as np
 import oracles
 import pytest
 
-from minddpm.app.bits_per_dim import standard_error
+from minddpm.app.metrics import standard_error
 from minddpm.appendix_a import path_bound
 from minddpm.diffusion import Schedule
 from minddpm.gaussian import discretized_log_likelihood

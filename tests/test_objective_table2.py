@@ -197,7 +197,7 @@ def test_eq12_weight_comes_out_of_the_kl(t, sigma2, weight):
     loss, back = OBJECTIVES["eps-L"](e, eps_theta)
     squared_error = OBJECTIVES["simple"](e, eps_theta)[0]                   # ‖ε − ε_θ‖² / D
     found = (loss - constant_of_L(t, sigma2)) * math.log(2) / squared_error
-    assert found.item() == pytest.approx(weight, rel=2e-6)                  # as many digits as paper.md gives
+    assert found.item() == pytest.approx(weight, rel=2e-6)                  # as many digits as above
     beta, alpha, a_bar = S.beta[t], S.alpha[t], S.alpha_bar[t]
     exact = beta**2 / (2 * S.sigma2(sigma2)[t] * alpha * (1 - a_bar))
     assert found.item() == pytest.approx(exact, rel=1e-11)

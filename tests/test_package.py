@@ -1,7 +1,7 @@
 """The package as a whole: what imports what, how long a file is, what is written about it, and what is shipped.
 
-design.md section 1 is a picture of two towers that meet once: the mathematics, which never sees a network, and the network,
-which never sees a β; and of rooms above them that the towers know nothing of.  Everything here is derived from the folders.
+Two towers meet once: the mathematics, which never sees a network, and the network, which never sees a β.  The rooms above them
+are unknown to both.  Everything here is derived from the folders.
 """
 
 import ast

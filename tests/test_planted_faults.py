@@ -202,8 +202,6 @@ MUTANTS = [
     ("unet.layers.upsample", "upsample", "return dy[:, ::2, ::2]", "return dy[:, 1::2, ::2]"),
     ("unet.layers.dropout", "dropout", "return dy * kept * scale", "return dy * kept"),
     ("unet.layers.dropout", "dropout", "return dy * kept * scale", "return dy"),
-    ("fast.attention", "fast attention", "dS -= (do * o).sum(axis=-1, keepdims=True)", "pass"),
-    ("fast.attention", "fast attention", "dS *= P", "dS *= P * (1 - P)"),
     ("fast.norm", "fast group_norm groups=2", " - xhat * mean(dxhat * xhat)", ""),
     ("fast.norm", "fast norm_swish groups=2", "q * d - r *", "-r *"),
     ("fast.norm", "fast norm_swish groups=2", "+ d * mean)", ")"),

@@ -1,6 +1,5 @@
 """train.py: Algorithm 1: its batches, its gradient however the batch is cut, and its step."""
 
-import tracemalloc
 from dataclasses import replace
 from itertools import islice
 
@@ -13,13 +12,12 @@ from minddpm.diffusion import q_sample
 from minddpm.errors import UserError
 from minddpm.fast import Workers
 from minddpm.fast.training import gradient_by, update_by
-from minddpm.train import Metrics, TrainingState, gradient, update
+from minddpm.train import TrainingState, gradient, update
 from minddpm.unet import UNetConfig, init, unet
-from minddpm.unet.recompute import recompute, store
 
 DIGITS = data.load("digits")
-TOLD = Settings(data="digits", preset="tiny", batch=24, lr=1e-3, lr_final=1e-5, warmup=3, steps=12, ema=0.9, T=20, threads=2,
-                dropout=0.3, flips=True, save_every=4, sample_every=0)
+SETTINGS = Settings(data="digits", preset="tiny", batch=24, lr=1e-3, lr_final=1e-5, warmup=3, steps=12, ema=0.9, T=20, threads=2,
+                    dropout=0.3, flips=True, save_every=4, sample_every=0)
 
 
 def small(channels=1, dropout=0.3):
@@ -46,15 +44,9 @@ def draw_batch(settings, dataset, step):
     return seen[0]
 
 
-def batch_of(told, step=1, dtype=np.float64):
-    batch = draw_batch(told, DIGITS, step)
+def batch_of(settings, step=1, dtype=np.float64):
+    batch = draw_batch(settings, DIGITS, step)
     return batch._replace(x0=batch.x0.astype(dtype), eps=batch.eps.astype(dtype))
-
-
-def train_step(settings, cfg, s, state, batch, gradient=gradient, update=update):
-    """One step of train.train with a batch that is given -> Metrics."""
-    loss, grad = gradient(settings.objective, cfg, s, state.params, batch, settings.sigma2, 17)
-    return Metrics(state.step + 1, loss, *update(settings, state, grad))
 
 
 def close(a, b, tolerance):
@@ -81,18 +73,18 @@ def copied(state):
 def test_alg1_a_batch_is_a_function_of_seed_and_step():
     batches = {}
     for step in 5, 1, 3, 5, 4, 1:                                                       # in any order, as often as one likes
-        batch = draw_batch(TOLD, DIGITS, step)
+        batch = draw_batch(SETTINGS, DIGITS, step)
         equal(batches.setdefault(step, list(batch)), list(batch))
         data.sets._epoch.cache_clear()
-    other = draw_batch(replace(TOLD, seed=1), DIGITS, 5)
+    other = draw_batch(replace(SETTINGS, seed=1), DIGITS, 5)
     for another in batches[1], batches[4], other:
         for a, b in zip(batches[5], another, strict=True):
             assert not np.array_equal(a, b)
-    equal(batches[5], list(draw_batch(replace(TOLD, threads=1, steps=99, lr=0.5, dropout=0.0, ema=0.5), DIGITS, 5)))
+    equal(batches[5], list(draw_batch(replace(SETTINGS, threads=1, steps=99, lr=0.5, dropout=0.0, ema=0.5), DIGITS, 5)))
 
 
 def test_alg1_batch_shapes_dtypes_and_ranges():
-    x0, t, eps, seeds = draw_batch(TOLD, DIGITS, 1)
+    x0, t, eps, seeds = draw_batch(SETTINGS, DIGITS, 1)
     assert x0.shape == eps.shape == (24, 8, 8, 1) and x0.dtype == eps.dtype == np.float32
     assert t.shape == seeds.shape == (24,) and t.dtype.kind == seeds.dtype.kind == "i"
     assert x0.min() == -1 and x0.max() == 1 and seeds.min() >= 0 and len(set(seeds.tolist())) == 24
@@ -100,7 +92,7 @@ def test_alg1_batch_shapes_dtypes_and_ranges():
 
 @pytest.mark.parametrize("T", [1, 2, 7])
 def test_alg1_t_is_uniform_on_1_to_T(T):
-    t = np.concatenate([draw_batch(replace(TOLD, T=T, batch=1000), DIGITS, step).t for step in range(1, 8)])
+    t = np.concatenate([draw_batch(replace(SETTINGS, T=T, batch=1000), DIGITS, step).t for step in range(1, 8)])
     values, counts = np.unique(t, return_counts=True)
     assert values.tolist() == list(range(1, T + 1))
     expected = len(t) / T
@@ -108,7 +100,7 @@ def test_alg1_t_is_uniform_on_1_to_T(T):
 
 
 def test_alg1_eps_is_standard_normal():
-    eps = draw_batch(replace(TOLD, batch=1000), DIGITS, 1).eps
+    eps = draw_batch(replace(SETTINGS, batch=1000), DIGITS, 1).eps
     n = eps.size
     assert abs(eps.mean()) < 5 / np.sqrt(n) and abs(eps.var() - 1) < 5 * np.sqrt(2 / n)
     assert abs((eps[:-1] * eps[1:]).mean()) < 5 / np.sqrt(n)                            # and images have noise of their own
@@ -117,7 +109,7 @@ def test_alg1_eps_is_standard_normal():
 def test_alg1_an_epoch_shows_every_image_once():
     n = 100
     few = data.Dataset("few", DIGITS.train[:n], DIGITS.held_out, DIGITS.levels)
-    seen = [draw_batch(replace(TOLD, batch=20, flips=False), few, step).x0 for step in range(1, 11)]
+    seen = [draw_batch(replace(SETTINGS, batch=20, flips=False), few, step).x0 for step in range(1, 11)]
     for epoch in seen[:5], seen[5:]:
         shown, there = np.concatenate(epoch), data.scale(few.train, few.levels)
         assert sorted(x.tobytes() for x in shown) == sorted(x.tobytes() for x in there)
@@ -125,8 +117,8 @@ def test_alg1_an_epoch_shows_every_image_once():
 
 
 def test_flips_mirror_half_of_the_images_and_change_nothing_else():
-    told = replace(TOLD, batch=1000)
-    plain, flipped = (draw_batch(replace(told, flips=flips), DIGITS, 2) for flips in (False, True))
+    settings = replace(SETTINGS, batch=1000)
+    plain, flipped = (draw_batch(replace(settings, flips=flips), DIGITS, 2) for flips in (False, True))
     equal(list(plain[1:]), list(flipped[1:]))
     mirrored = 0
     for a, b in zip(plain.x0, flipped.x0, strict=True):
@@ -140,7 +132,7 @@ def test_flips_mirror_half_of_the_images_and_change_nothing_else():
 
 
 def test_alg1_the_loss_is_the_mean_of_eq14_over_the_batch():
-    cfg, s, batch = small(dropout=0.0), TOLD.schedule(), batch_of(TOLD)
+    cfg, s, batch = small(dropout=0.0), SETTINGS.schedule(), batch_of(SETTINGS)
     params = random_params(cfg)
     loss, _ = gradient("simple", cfg, s, params, batch)
     squares = []
@@ -153,7 +145,7 @@ def test_alg1_the_loss_is_the_mean_of_eq14_over_the_batch():
 
 def test_alg1_gradient_by_random_projection():
     """⟨∇L, v⟩ against (L(θ + hv) − L(θ − hv)) / 2h, whole batch, dropout on."""
-    cfg, s, batch, h = small(), TOLD.schedule(), batch_of(TOLD), 1e-6
+    cfg, s, batch, h = small(), SETTINGS.schedule(), batch_of(SETTINGS), 1e-6
     params, v = random_params(cfg), random_params(cfg, seed=9)
     _, grad = gradient("simple", cfg, s, params, batch)
     plus, minus = (gradient("simple", cfg, s, tree.map(lambda p, v, k=k: p + k * v, params, v), batch)[0] for k in (h, -h))
@@ -161,68 +153,15 @@ def test_alg1_gradient_by_random_projection():
     assert by_hand == pytest.approx((plus - minus) / (2 * h), rel=1e-6)
 
 
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@pytest.mark.parametrize("dtype, tolerance", [(np.float64, 1e-12), (np.float32, 2e-4)])
-def test_thread_counts_agree_to_rounding(dropout, dtype, tolerance):
-    """Loss and every leaf of the gradient for 1, 2 and 3 threads, with flips, against the batch in one piece."""
-    cfg, s, batch = small(dropout=dropout), TOLD.schedule(), batch_of(TOLD, dtype=dtype)
-    params = random_params(cfg, dtype)
-    whole_loss, whole = gradient("simple", cfg, s, params, batch)
-    for threads, part in (1, 16), (2, 16), (3, 16), (2, 5), (1, 1), (3, 100):
-        with Workers(threads, part) as workers:
-            loss, grad = gradient_by(workers)("simple", cfg, s, params, batch)
-        assert loss == pytest.approx(whole_loss, rel=tolerance)
-        close(grad, whole, tolerance)
-        assert all(g.dtype == dtype for g in tree.leaves(grad))
-
-
-def test_the_memory_policy_changes_memory_and_no_bit():
-    """Gradient checkpointing replays each block, dropout included: the same step, with a smaller peak."""
-    cfg, peaks, states = small(), {}, {}
-    told = replace(TOLD, batch=16)
-    for policy in store, recompute:
-        state = TrainingState.begin(init(cfg, 0))
-        with Workers(1) as workers:
-            for step in 1, 2:
-                batch = batch_of(told, step, np.float32)
-                tracemalloc.start()
-                train_step(told, cfg, told.schedule(), state, batch, gradient_by(workers, policy))
-                _, peaks[policy] = tracemalloc.get_traced_memory()
-                tracemalloc.stop()
-        states[policy] = state
-    equal(states[store].params, states[recompute].params)
-    equal(states[store].v, states[recompute].v)
-    assert peaks[recompute] < 0.7 * peaks[store]
-
-
-def test_a_batch_smaller_than_the_number_of_threads():
-    cfg, s, batch = small(), TOLD.schedule(), batch_of(replace(TOLD, batch=2))
-    params = random_params(cfg)
-    with Workers(1) as one, Workers(5) as five:
-        close(*(gradient_by(workers)("simple", cfg, s, params, batch)[1] for workers in (one, five)), 1e-12)
-
-
-def test_the_same_number_of_threads_agrees_bit_for_bit():
-    """Parts are added in a fixed order, whichever is ready first: what makes a resumed run equal an uninterrupted one."""
-    cfg, s, batch = small(), TOLD.schedule(), batch_of(TOLD, dtype=np.float32)
-    params = random_params(cfg, np.float32)
-    with Workers(3, part=2) as workers:
-        loss, first = gradient_by(workers)("simple", cfg, s, params, batch)
-        for _ in range(3):
-            again, grad = gradient_by(workers)("simple", cfg, s, params, batch)
-            assert again == loss
-            equal(grad, first)
-
-
 def test_the_gradient_writes_to_no_weight_and_no_batch():
-    cfg, batch = small(), batch_of(TOLD, dtype=np.float32)
+    cfg, batch = small(), batch_of(SETTINGS, dtype=np.float32)
     params = random_params(cfg, np.float32)
     before = [np.copy(a) for a in (*tree.leaves(params), *batch)]
     for a in (*tree.leaves(params), *batch):
         a.setflags(write=False)
-    gradient("simple", cfg, TOLD.schedule(), params, batch)
+    gradient("simple", cfg, SETTINGS.schedule(), params, batch)
     with Workers(2) as workers:
-        gradient_by(workers)("simple", cfg, TOLD.schedule(), params, batch)
+        gradient_by(workers)("simple", cfg, SETTINGS.schedule(), params, batch)
     equal([*tree.leaves(params), *batch], before)
 
 
@@ -231,40 +170,40 @@ def test_the_gradient_writes_to_no_weight_and_no_batch():
 
 def test_an_untrained_network_has_loss_1():
     """ε_θ = 0 at the paper's initialisation, and the mean of ε² is 1."""
-    told = replace(TOLD, batch=500)
-    loss, _ = gradient("simple", small(), told.schedule(), init(small(), 0), draw_batch(told, DIGITS, 1))
+    settings = replace(SETTINGS, batch=500)
+    loss, _ = gradient("simple", small(), settings.schedule(), init(small(), 0), draw_batch(settings, DIGITS, 1))
     assert loss == pytest.approx(1, abs=0.02)
 
 
-def literal_step(told, cfg, s, state, batch):
+def literal_step(settings, cfg, s, state, batch):
     """Alg. 1 with Adam as printed in Kingma and Ba, Algorithm 1, leaf by leaf, nothing in place."""
     x_t = q_sample(s, batch.x0, batch.t, batch.eps)
     eps_theta, unet_back = unet(cfg, state.params, x_t, batch.t, batch.seeds)
     _, grad = unet_back(2 / eps_theta.size * (eps_theta - batch.eps))
     norm = np.sqrt(sum((g**2).sum() for g in tree.leaves(grad)))
-    grad = tree.map(lambda g: g * min(1, told.grad_clip / norm), grad)
+    grad = tree.map(lambda g: g * min(1, settings.grad_clip / norm), grad)
     i = state.step + 1
-    lr = optim.learning_rate(i, told.lr, told.warmup, told.lr_final, told.steps)
+    lr = optim.learning_rate(i, settings.lr, settings.warmup, settings.lr_final, settings.steps)
     m = tree.map(lambda m, g: 0.9 * m + 0.1 * g, state.m, grad)
     v = tree.map(lambda v, g: 0.999 * v + 0.001 * g**2, state.v, grad)
     params = tree.map(lambda p, m, v: p - lr * (m / (1 - 0.9**i)) / (np.sqrt(v / (1 - 0.999**i)) + 1e-8), state.params, m, v)
-    ema = params if i == 1 else tree.map(lambda a, p: told.ema * a + (1 - told.ema) * p, state.ema, params)
+    ema = params if i == 1 else tree.map(lambda a, p: settings.ema * a + (1 - settings.ema) * p, state.ema, params)
     return TrainingState(i, params, m, v, ema), norm, lr
 
 
 @pytest.mark.parametrize("grad_clip", [0.05, 1e6])
 @pytest.mark.parametrize("fast", [False, True], ids=["plain", "fast"])
 def test_alg1_steps_against_the_literal_ones(grad_clip, fast):
-    told, cfg = replace(TOLD, grad_clip=grad_clip), small()
-    s = told.schedule()
+    settings, cfg = replace(SETTINGS, grad_clip=grad_clip), small()
+    s = settings.schedule()
     state = TrainingState.begin(random_params(cfg))
     expected = copied(state)
     with Workers(2) as workers:
         line5 = (gradient_by(workers), update_by(workers)) if fast else (gradient, update)
-        steps = train.train(told, cfg, s, state, DIGITS, *line5)
+        steps = train.train(settings, cfg, s, state, DIGITS, *line5)
         for metrics in islice(steps, 5):
-            batch = draw_batch(told, DIGITS, metrics.step)
-            expected, norm, lr = literal_step(told, cfg, s, expected, batch)
+            batch = draw_batch(settings, DIGITS, metrics.step)
+            expected, norm, lr = literal_step(settings, cfg, s, expected, batch)
             assert state.step == metrics.step and metrics.lr == pytest.approx(lr, rel=1e-12)
             assert metrics.grad_norm == pytest.approx(norm, rel=1e-9)                   # the norm before clipping
             for name in "params", "m", "v", "ema":
@@ -278,7 +217,7 @@ def test_gradient_clipping_scales_down_to_the_norm(grad_clip, scale, fast):
     g = {"a": np.array([3.0, 0.0]), "b": [np.array([[-4.0]])]}                          # of norm 5
     state = TrainingState.begin(tree.map(np.ones_like, g))
     with Workers(2) as workers:
-        norm, _ = (update_by(workers) if fast else update)(replace(TOLD, grad_clip=grad_clip), state, g)
+        norm, _ = (update_by(workers) if fast else update)(replace(SETTINGS, grad_clip=grad_clip), state, g)
     assert norm == 5
     tree.map(lambda m, g: np.testing.assert_allclose(m, 0.1 * scale * g, rtol=1e-12), state.m, g)
     tree.map(lambda v, g: np.testing.assert_allclose(v, 0.001 * (scale * g) ** 2, rtol=1e-12), state.v, g)
@@ -298,10 +237,10 @@ def overflowing_gradient(example, output):
 
 @pytest.mark.parametrize("objective", [nan_loss, infinite_gradient, overflowing_gradient])
 def test_a_loss_that_is_not_finite_is_reported_with_its_step(monkeypatch, objective):
-    cfg, s = small(), TOLD.schedule()
+    cfg, s = small(), SETTINGS.schedule()
     state = TrainingState.begin(random_params(cfg, np.float32))
     with Workers(2) as workers:
-        steps = train.train(TOLD, cfg, s, state, DIGITS, gradient_by(workers), update_by(workers))
+        steps = train.train(SETTINGS, cfg, s, state, DIGITS, gradient_by(workers), update_by(workers))
         for _ in 1, 2, 3:
             next(steps).checked()
         monkeypatch.setitem(train.OBJECTIVES, "simple", objective)
@@ -315,16 +254,16 @@ def test_weights_that_are_not_finite_are_noticed():
     state = TrainingState.begin(random_params(cfg, np.float32))
     state.params["conv_in"]["weight"][0, 0, 0, 0] = np.nan
     with Workers(1) as workers, pytest.raises(UserError, match="^step 1: the loss is nan"):
-        next(train.train(TOLD, cfg, TOLD.schedule(), state, DIGITS, gradient_by(workers), update_by(workers))).checked()
+        next(train.train(SETTINGS, cfg, SETTINGS.schedule(), state, DIGITS, gradient_by(workers), update_by(workers))).checked()
 
 
 def test_learning_reduces_the_loss_on_digits():
-    told = Settings(data="digits", batch=32, steps=80, lr=4e-3, warmup=10, ema=0.9, T=100).resolved((8, 8, 1))
-    cfg, s = small(dropout=0.0), told.schedule()
+    settings = Settings(data="digits", batch=32, steps=80, lr=4e-3, warmup=10, ema=0.9, T=100).resolved((8, 8, 1))
+    cfg, s = small(dropout=0.0), settings.schedule()
     state = TrainingState.begin(init(cfg, 0))
-    unseen = draw_batch(replace(told, batch=179, seed=7), data.Dataset("held out", DIGITS.held_out, DIGITS.train, 17), 1)
+    unseen = draw_batch(replace(settings, batch=179, seed=7), data.Dataset("held out", DIGITS.held_out, DIGITS.train, 17), 1)
     with Workers(2) as workers:
-        steps = train.train(told, cfg, s, state, DIGITS, gradient_by(workers), update_by(workers))
+        steps = train.train(settings, cfg, s, state, DIGITS, gradient_by(workers), update_by(workers))
         losses = [metrics.checked().loss for metrics in steps]
         held_out, _ = gradient_by(workers)("simple", cfg, s, state.ema, unseen)
     assert losses[0] == pytest.approx(1, abs=0.1)

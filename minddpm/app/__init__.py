@@ -1,1 +1,1 @@
-"""The command line and what it needs: settings, a run's folder, the training loop, pictures, reports."""
+"""The command line and its parts: settings, a run's folder, the training loop, pictures, reports."""

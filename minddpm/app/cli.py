@@ -19,29 +19,26 @@ def main(argv=None):
     """Run one command; its exit code."""
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="replace", line_buffering=True)   # β where the terminal has none; lines as they come
-    args = _parser().parse_args(argv)
+    args, failed = _parser().parse_args(argv), 2
     try:
         code = args.command(args) or 0
         sys.stdout.flush()
         return code
     except UserError as e:
-        print(f"minddpm: {e}", file=sys.stderr)
-        return 2
+        message = e
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())          # or Python prints another error at its exit
-        print("minddpm: the output was closed before all of it was written", file=sys.stderr)
-        return 2
+        message = "the output was closed before all of it was written"
     except OSError as e:
-        print(f"minddpm: {e.filename or 'output'}: {e.strerror or e}", file=sys.stderr)
-        return 2
+        message = f"{e.filename or 'output'}: {e.strerror or e}"
     except KeyboardInterrupt:
-        print("minddpm: stopped", file=sys.stderr)
-        return 130
+        message, failed = "stopped", 130
     except Exception as e:
         if not is_out_of_memory(e):
             raise
-        print(f"minddpm: out of memory: {reason(e)}", file=sys.stderr)
-        return 2
+        message = f"out of memory: {reason(e)}"
+    print(f"minddpm: {message}", file=sys.stderr)
+    return failed
 
 
 class Parser(argparse.ArgumentParser):
@@ -91,7 +88,7 @@ def _parser():
 
     p = command("evaluate", commands.evaluate)
     p.add_argument("folder", metavar="DIR", help="a run's folder, or a diffusers DDPMPipeline's")
-    p.add_argument("--bpd", action="store_true", help="bits/dim only: draw no samples, which takes as long again")
+    p.add_argument("--bpd", action="store_true", help="bits/dim without samples, in about half the time")
     p.add_argument("-n", type=int, default=500, help="number of images of each kind (default: %(default)s)")
     p.add_argument("--data", metavar="NAME|PATH", help="data set; by default the one that the run was trained on")
     p.add_argument("--json", metavar="F.json", help="every number, also L_t and the error of x̂_0 at each t")

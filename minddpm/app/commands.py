@@ -23,11 +23,11 @@ from minddpm.readalong import show
 def demo(args):
     """Train on mnist16 for about --minutes, then sample 64 digits: the whole method in a coffee break."""
     folder = Path(args.out).absolute()
-    print(explain(args.device))
     if (folder / "settings.json").exists():
-        print(f"{folder} holds a run: going on with it")
+        print(f"{folder} holds a run: going on with it\n{explain(settings.read(folder).device)}")
         run = resume(folder)
     else:
+        print(explain(args.device))
         requested = settings.Settings(data="mnist16", device=args.device, threads=args.threads, batch=32, ema=0.995,
                                       save_every=200, sample_every=0)
         seconds = seconds_per_step(requested)
@@ -120,7 +120,7 @@ def _write(path, save):
 
 def evaluate(args):
     """Table 1.  Bits/dim of a trained model, with their parts, and how its samples compare with the data."""
-    report(args.folder, args.n, args.data, args.bpd, args.json, args.seed, args.threads, args.device)
+    report(args.folder, args.n, args.data, bpd=args.bpd, json=args.json, seed=args.seed, threads=args.threads, device=args.device)
 
 
 def paper(args):
@@ -156,14 +156,10 @@ def data_list(args):
 def data_preview(args):
     """A picture of some images of a data set, and its sizes."""
     dataset = data.load(args.name)
-    shown = dataset.train[evenly_spaced(len(dataset.train), args.n)]
+    n, count = len(dataset.train), min(len(dataset.train), args.n)
+    shown = dataset.train[[k * n // count for k in range(count)]]           # at equal distances: a set may be sorted by class
     out = Path(args.out or f"{dataset.name}.png").absolute()
     x = data.scale(shown, dataset.levels)
     pictures.save_png(out, pictures.grid(pictures.to_uint8(x, dataset.levels)))
-    print(f"{dataset.name}: {len(dataset.train)} images to train on, {len(dataset.held_out)} held out, "
+    print(f"{dataset.name}: {n} images to train on, {len(dataset.held_out)} held out, "
           f"{'x'.join(map(str, dataset.image_shape))}, {dataset.levels} levels\nwrote {out}")
-
-
-def evenly_spaced(n, count):
-    """`count` indices below n, or n where that is less, at equal distances, as sets may be sorted by class."""
-    return [k * n // min(n, count) for k in range(min(n, count))]

@@ -1,17 +1,16 @@
 """The memory and time of a training run, from a few steps on as many images as are computed at a time."""
 
-import time
 import tracemalloc
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from timeit import repeat
 
 from minddpm import tree
-from minddpm.app.bits_per_dim import prior_warning
-from minddpm.app.memory import out_of_memory
 from minddpm.app.progress import clock
 from minddpm.app.run import new_state, prepare
+from minddpm.app.settings import prior_warning
 from minddpm.fast import workers_for
-from minddpm.fast.device import free_memory, pool_bytes
+from minddpm.fast.device import free_memory, out_of_memory, pool_bytes
 from minddpm.fast.training import gradient_by, update_by
 from minddpm.train import train
 
@@ -25,7 +24,7 @@ def seconds_per_step(requested, steps=5):
     """The time of a training step with these settings: the fastest of a few, on a state that is thrown away."""
     settings, dataset, device = prepare(requested)
     with _trial(settings, dataset, device, new_state(settings, dataset, device)) as step:
-        return min(_seconds(step) for _ in range(steps))
+        return min(repeat(step, number=1, repeat=steps))
 
 
 def dry_run(requested):
@@ -38,7 +37,7 @@ def dry_run(requested):
     with out_of_memory(f"trying a step with --batch {settings.batch}", "try a smaller --batch or --memory checkpoint"), \
             _trial(replace(settings, batch=images), dataset, device, state) as step:
         peak = _peak(step, device)
-        seconds = min(_seconds(step) for _ in range(2)) * settings.batch / images
+        seconds = min(repeat(step, number=1, repeat=2)) * settings.batch / images
     weights = sum(a.nbytes for a in tree.leaves(state.params))
     if len(sizes) > workers.threads:
         peak += weights                                                 # the sum of the parts' gradients
@@ -65,12 +64,6 @@ def _trial(settings, dataset, device, state):
         steps = train(settings, settings.config(dataset.image_shape[2]), settings.schedule(), state, dataset,
                       gradient_by(workers, settings.policy), update_by(workers))
         yield lambda: next(steps).checked()
-
-
-def _seconds(step):
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
 
 
 def _peak(step, device):

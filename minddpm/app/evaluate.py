@@ -6,20 +6,18 @@ from pathlib import Path
 import numpy as np
 
 from minddpm import data
-from minddpm.app import settings
-from minddpm.app.bits_per_dim import prior_warning, standard_error
-from minddpm.app.generate import device_of, generate
-from minddpm.app.metrics import frechet, nearest, pca
+from minddpm.app.generate import BATCH, generate
+from minddpm.app.metrics import frechet, nearest, pca, standard_error
 from minddpm.app.progress import Progress
+from minddpm.app.settings import prior_warning, read
 from minddpm.errors import UserError
 from minddpm.fast import parallel, workers_for
 from minddpm.fast.device import choose as choose_device
-from minddpm.fast.device import to_device, to_host
+from minddpm.fast.device import device_of, to_device, to_host
 from minddpm.likelihood import Bound, normal, rate_distortion, reverse_term, vlb
 from minddpm.random import rng
 from minddpm.storage import files, load
 
-BATCH = 64                  # images at a time
 TRAIN_SHARE = 10            # held-out images for each training image, whose bits take a tenth of the time
 HELD_OUT, TRAIN, RELEASED = range(3)            # which noise of the bound: each part of the report has its own
 
@@ -31,13 +29,14 @@ def report(folder, n, name=None, bpd=False, json=None, seed=0, threads=None, dev
     """
     if n < 2:
         raise UserError(f"-n is {n}; expected at least 2")
-    model = load(folder, choose_device(device))
+    device = choose_device(device)
+    model = load(folder, device)
     dataset, s = data_of(folder, model, name), model.schedule
     print(f"{folder}, {s.T} steps, σ_t² {model.sigma2}, on {dataset.name} ({dataset.levels} levels)")
     if warning := prior_warning(s):
         print(f"warning: {warning}")
     result = dict(data=dataset.name, levels=dataset.levels, image_shape=dataset.image_shape, T=s.T, seed=seed, **model.how)
-    with workers_for(device_of(model), threads, BATCH) as workers:
+    with workers_for(device, threads, BATCH) as workers:
         result["bits_per_dim"] = table_1(model, dataset, n, seed, workers)
         _publish(bits_text(result["bits_per_dim"]), result, json)
         if not bpd:
@@ -60,8 +59,8 @@ def data_of(folder, model, name=None):
     """
     if name is None:
         if not (Path(folder) / "settings.json").is_file():
-            raise UserError(f"{folder} does not say which data it was trained on; expected --data NAME|PATH")
-        name = settings.read(folder).data
+            raise UserError(f"{folder} has no settings.json: expected --data NAME|PATH")
+        name = read(folder).data
     dataset = data.load(name)
     fits = (model.config.image_size, model.config.image_size, model.config.in_channels)
     if dataset.image_shape != fits:
@@ -115,8 +114,9 @@ def released_distortion(model, images, levels, seed, workers):
 
 def _batches(model, images, levels, seed, part):
     """Yields (x_0 on the model's device, a generator for its noise, a text that names the images) of each batch."""
+    device = device_of(model.params["conv_in"]["bias"])
     for k in range(0, len(images), BATCH):
-        x0 = to_device(data.scale(images[k:k + BATCH], levels), device_of(model))
+        x0 = to_device(data.scale(images[k:k + BATCH], levels), device)
         yield x0, rng("bound", seed, k, part), f"images {k + 1}-{k + len(x0)} of {len(images)}"
 
 

@@ -2,14 +2,13 @@
 
 import numpy as np
 
-from minddpm.app.memory import out_of_memory
-from minddpm.app.pictures import grid, save_png, to_uint8
 from minddpm.app.progress import Progress
 from minddpm.fast import parallel
-from minddpm.fast.device import is_cuda, to_host
+from minddpm.fast.device import out_of_memory, to_host
 from minddpm.sample import image_noise, reverse_process
 
 BATCH = 64                  # images at a time
+
 
 def generate(model, n, seed, workers, batch=BATCH, on_step=None):
     """Alg. 2.  n samples x_0 (n,H,W,C) in [−1, 1], float32, on the host; sample k of a seed is the same whatever n and batch.
@@ -29,13 +28,3 @@ def generate(model, n, seed, workers, batch=BATCH, on_step=None):
                     progress.update(f"images {k + 1}-{k + shape[0]} of {n}")
             x0.append(to_host(x_t))
     return np.concatenate(x0)
-
-
-def save_picture(path, model, n, seed, workers):
-    """Write a grid of n samples as a PNG file.  UserError: it cannot be written, or out of memory."""
-    save_png(path, grid(to_uint8(generate(model, n, seed, workers))))
-
-
-def device_of(model):
-    """The device of a model's weights, "cpu" or "cuda"."""
-    return "cuda" if is_cuda(model.params["conv_in"]["bias"]) else "cpu"

@@ -4,13 +4,13 @@ import signal
 import threading
 from contextlib import contextmanager
 
-from minddpm.app.generate import save_picture
-from minddpm.app.memory import out_of_memory
+from minddpm.app.generate import generate
+from minddpm.app.pictures import grid, save_png, to_uint8
 from minddpm.app.progress import Progress
 from minddpm.app.run import append_log, save_run
 from minddpm.errors import UserError
 from minddpm.fast import workers_for
-from minddpm.fast.device import is_out_of_memory
+from minddpm.fast.device import is_out_of_memory, out_of_memory
 from minddpm.fast.training import gradient_by, update_by
 from minddpm.train import train as training_steps
 
@@ -77,7 +77,8 @@ def _read(run, unread, progress):
 
 def _picture(run, workers, progress):
     try:
-        save_picture(run.folder / "samples" / f"step_{run.state.step:07}.png", run.model, PICTURE, run.settings.seed, workers)
+        x0 = generate(run.model, PICTURE, run.settings.seed, workers)
+        save_png(run.folder / "samples" / f"step_{run.state.step:07}.png", grid(to_uint8(x0)))
     except Exception as e:
         if not isinstance(e, OSError | UserError) and not is_out_of_memory(e):
             raise

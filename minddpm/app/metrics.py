@@ -1,12 +1,22 @@
-"""How far samples are from the data, without another network: Fréchet distance and nearest neighbours (Sec. 4, App. B, D).
+"""Standard errors, and how far samples are from the data: Fréchet distance and nearest neighbours (Sec. 4, App. B, D).
 
 The paper measures FID, the Fréchet distance of Inception features.  Other features give other numbers, to be compared only with
 those of real images and of noise; none of them is called FID here.  All arrays are on the host.
 """
 
+import math
+
 import numpy as np
 
 COMPONENTS = 50             # have most of the variance of small images, and 500 of these are enough to fit a Gaussian to them
+
+
+def standard_error(values):
+    """The standard error of the mean of (B,) independent values; nan for one value.
+
+    Of a bound's values it covers both the noise of the estimate and the choice of the images.
+    """
+    return float(np.std(values, ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def frechet(a, b):

@@ -15,8 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from minddpm import tree
-from minddpm.app.bits_per_dim import prior_warning
-from minddpm.app.settings import Settings, read
+from minddpm.app.settings import Settings, prior_warning, read
 from minddpm.data import BUILT_IN, Dataset, load
 from minddpm.errors import UserError
 from minddpm.fast import ops_for
@@ -107,7 +106,7 @@ def prepare(requested):
     settings = requested.resolved(dataset.image_shape)
     if settings.data not in BUILT_IN:                                           # so that it resumes from any current folder
         settings = replace(settings, data=str(Path(settings.data).expanduser().absolute()))
-    settings.schedule()
+    settings.schedule()                                                         # raises UserError for bad β
     if settings.batch > len(dataset.train):
         raise UserError(f"batch {settings.batch} is larger than the training set of {len(dataset.train)} images")
     device = choose(settings.device)
@@ -141,7 +140,7 @@ def _read_state(path, like, device):
         if step < 0:
             raise ValueError(step)
     except (KeyError, ValueError) as e:
-        raise UserError(f"{path} does not say which step it is of; expected a file that minddpm train wrote") from e
+        raise UserError(f"{path} has no valid step; expected a file that minddpm train wrote") from e
     return TrainingState(step, **tree.map(lambda a: to_device(a, device), trees)), losses
 
 

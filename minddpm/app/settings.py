@@ -30,6 +30,9 @@ TRAINING = {
 }
 
 COUNT = 10**9               # the largest number of steps
+# The L_T in bits/dim from which prior_warning warns.  The paper has about 1e-5 (Sec. 4); its quadratic schedule, which the
+# authors also counted as L_T ≈ 0 (App. B), has at most 5.3e-4.
+PRIOR_LIMIT = 1e-3
 KINDS = {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}
 
 
@@ -104,7 +107,7 @@ class Settings:
 
     @property
     def policy(self):
-        """What the network's forward pass stores for the backward pass: a function of unet/recompute.py."""
+        """The function of unet/recompute.py that chooses the arrays stored for the backward pass."""
         return MEMORY[self.memory]
 
     def _sigma2(self):
@@ -123,6 +126,18 @@ def preset_for(image_shape):
             return name
     sizes = ", ".join(f"{name} {make().image_size}x{make().image_size}" for name, make in PRESETS.items())
     raise UserError(f"no preset is made for {'x'.join(map(str, image_shape))} images; expected one of {sizes}")
+
+
+def prior_warning(s):
+    """Sec. 4.  A warning with the number if the schedule leaves much of x_0 in x_T, else None.
+
+    For numbers in [−1, 1] L_T is at most −½ log₂(1 − ᾱ_T) bits/dim.  Sampling begins from N(0, I) as though it were 0.
+    """
+    worst = -0.5 * math.log2(1 - s.alpha_bar[s.T])
+    if worst < PRIOR_LIMIT:
+        return None
+    return (f"the schedule leaves ᾱ_T = {s.alpha_bar[s.T]:.2g} at T = {s.T}: L_T is up to {worst:.2g} bits/dim (the "
+            "paper's is 1e-5), so x_T still shows x_0, while sampling begins from pure noise; expected a larger T or β_T")
 
 
 def read(folder):

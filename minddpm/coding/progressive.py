@@ -54,16 +54,9 @@ def respaced_schedule(s, times):
     return Schedule(np.concatenate([[0.0], 1 - alpha_bar[1:] / alpha_bar[:-1]]))
 
 
-def times_even_in_log_snr(s, first, steps):
-    """At most `steps` times from `first` to T, evenly spaced in log ᾱ_t/(1 − ᾱ_t), where the KLs of the steps are about alike."""
-    log_snr = np.log(s.alpha_bar[1:]) - np.log1p(-s.alpha_bar[1:])
-    even = np.linspace(log_snr[first - 1], log_snr[-1], steps)
-    return sorted({int(np.argmin(np.abs(log_snr - value))) + 1 for value in even})
-
-
 @dataclass(frozen=True, eq=False)
 class Codec:
-    """What sender and receiver share: the model's p_θ and the mean KL of each step; made by `calibrate`.
+    """The knowledge that sender and receiver share: the model's p_θ and the mean KL of each step; made by `calibrate`.
 
     schedule: the chain that is coded.  reverse(x_t, t): p_θ(x_{t−1} | x_t) -> Reverse, t = 1..T; sigma2 (T+1,): its variance,
     any positive table.  shape: of an image.  levels: x_0 are integers 0..levels−1, at most 256.  kl (T+1,): the mean of L_t
@@ -190,7 +183,7 @@ def _check_sum(x0):
 
 
 class Received(NamedTuple):
-    """What the receiver has after one step."""
+    """The receiver's arrays after one step."""
 
     t: int
     x_t: Any                # (N, ...) float32; at t = 0 x_0 itself, uint8

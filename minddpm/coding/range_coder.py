@@ -2,8 +2,7 @@
 
 Sender and receiver must give every symbol the same probability to the last bit, or everything after it is decoded wrong.  So
 the probabilities are whole numbers: a table is an increasing tuple (0, …, total), symbol k has the share table[k]..table[k+1],
-and the arithmetic is that of Python's integers.  (The package `constriction` does the same, faster, in words of 32 bits, with
-coarser rounding, and it rounds float probabilities itself, where a table here can be read.)
+and the arithmetic is that of Python's integers.  (The package `constriction` is faster and rounds more coarsely.)
 """
 
 import math

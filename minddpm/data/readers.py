@@ -40,7 +40,8 @@ def read(path):
                 continue
             first = first or (name, images.shape)
             if images.shape[1:3] != first[1][1:3]:
-                raise UserError(f"{name} is {_size(images.shape)} pixels but {first[0]} is {_size(first[1])}: "
+                (H, W), (first_H, first_W) = images.shape[1:3], first[1][1:3]
+                raise UserError(f"{name} is {H}x{W} pixels but {first[0]} is {first_H}x{first_W}: "
                                 "expected images all of one size")
             (held_out if re.match(r"test_batch.*bin|t10k-images.*(ubyte|idx)", Path(name).name) else train).append(images)
     except OSError as e:
@@ -48,7 +49,8 @@ def read(path):
     if not train and not held_out:
         raise _no_images(path, skipped)
     channels = max(images.shape[3] for images in train + held_out)
-    train, held_out = (_join(part, channels) if part else None for part in (train, held_out))
+    train, held_out = (np.concatenate([np.broadcast_to(images, (*images.shape[:3], channels)) for images in part])
+                       if part else None for part in (train, held_out))
     return (held_out, None) if train is None else (train, held_out)
 
 
@@ -188,14 +190,6 @@ READERS = {
     ("ubyte", ".idx"): _read_idx,
     ".bin": _read_cifar,
 }
-
-
-def _join(parts, channels):
-    return np.concatenate([np.broadcast_to(part, (*part.shape[:3], channels)) for part in parts])
-
-
-def _size(shape):
-    return f"{shape[1]}x{shape[2]}"
 
 
 def _reason(e):

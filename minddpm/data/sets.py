@@ -37,11 +37,16 @@ class Dataset:
         return self.train.shape[1:]
 
     def batch(self, size, step, seed, flips=False):
-        """Alg. 1.  x_0 ~ q(x_0): the images of training step 1, 2, …, those of batch_indices; (size,H,W,C) float32 in [−1, 1].
+        """Alg. 1.  x_0 ~ q(x_0): the images of training step 1, 2, …; (size,H,W,C) float32 in [−1, 1].
 
+        The permutations of the epochs form one stream that is cut into batches: each epoch has every image once, and a batch may
+        hold the end of one epoch and the beginning of the next.  The result depends on the arguments alone, so a resumed run
+        gets the batches of an uninterrupted one.
         flips: mirror each with probability 1/2 (App. B).  The paper does so with all its sets but LSUN Bedroom; not for digits.
         """
-        images = batch_indices(len(self.train), size, step, seed)
+        epoch, start = divmod((step - 1) * size, len(self.train))
+        epochs = range(epoch, -(-step * size // len(self.train)))
+        images = np.concatenate([_epoch(len(self.train), k, seed) for k in epochs])[start:start + size]
         x0 = scale(self.train[np.asarray(images, like=self.train)], self.levels)
         if not flips:
             return x0
@@ -91,24 +96,6 @@ def scale(images, levels=256):
 def unscale(x, levels=256):
     """Sec. 3.3.  The inverse of `scale`: the integers 0..levels-1 nearest to x, which is clipped to [-1,1]; uint8."""
     return np.rint((np.clip(x, -1, 1) + 1) * ((levels - 1) / 2)).astype(np.uint8)
-
-
-def batch_indices(n, batch, step, seed):
-    """Alg. 1.  x_0 ~ q(x_0): the indices (batch,) of the images, of n to train on, in batch number `step` = 1, 2, ...
-
-    The permutations of the epochs form one stream that is cut into batches: each epoch has every image once, and a batch may
-    hold the end of one epoch and the beginning of the next.  The result depends on the arguments alone, so a resumed run
-    gets the batches of an uninterrupted one.  UserError: batch < 1 or batch > n.
-    """
-    if batch < 1:
-        raise UserError(f"batch {batch} holds no image: expected at least 1")
-    if batch > n:
-        raise UserError(f"batch {batch} is larger than the training set of {n} images: expected at most {n}")
-    epoch, start = divmod((step - 1) * batch, n)
-    stream = [_epoch(n, epoch, seed)[start:start + batch]]
-    if start + batch > n:
-        stream.append(_epoch(n, epoch + 1, seed)[:start + batch - n])
-    return np.concatenate(stream)
 
 
 @lru_cache(maxsize=2)

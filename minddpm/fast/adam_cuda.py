@@ -14,11 +14,6 @@ ADDRESSES = np.dtype([*((name, np.uint64, LEAVES) for name in ("p", "m", "v", "e
 SUMS = 256                  # blocks, each of which writes one partial sum
 
 
-def fits(gradient):
-    """Whether the kernels take this tree: see cuda.fits."""
-    return cuda.fits(*tree.leaves(gradient))
-
-
 def global_norm(gradient):
     """√(Σ g²) over all leaves, an array () on the device."""
     leaves = [cuda.contiguous(g) for g in tree.leaves(gradient)]

@@ -165,9 +165,6 @@ def _norm(p, x, groups, eps, swish):
     return y, _norm_back
 
 
-# The rest --------------------------------------------------------------------------------------------------------------------
-
-
 @where_it_fits
 def swish(x):
     """App. B.  layers.swish.  Back: dy -> dx.  Keeps: x."""

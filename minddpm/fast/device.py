@@ -10,6 +10,7 @@ import importlib
 import importlib.util
 import os
 import sys
+from contextlib import contextmanager
 
 import numpy as np
 
@@ -68,16 +69,15 @@ def probe():
     if major < 13:
         return False, f"CuPy {version} is too old, 13 or later is needed ({_WHEEL})"
 
-    no_gpu = f"CuPy {version} is installed but there is no GPU (check CUDA_VISIBLE_DEVICES)"
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:
-        if "cudaErrorNoDevice" in str(error):
-            return False, no_gpu
-        return False, (f"CuPy {version} is installed but finds no usable NVIDIA driver: {reason(error)} "
-                       "(there is none, or it is too old for this CuPy: see nvidia-smi)")
+        if "cudaErrorNoDevice" not in str(error):
+            return False, (f"CuPy {version} is installed but finds no usable NVIDIA driver: {reason(error)} "
+                           "(there is none, or it is too old for this CuPy: see nvidia-smi)")
+        count = 0
     if count == 0:
-        return False, no_gpu
+        return False, f"CuPy {version} is installed but there is no GPU (check CUDA_VISIBLE_DEVICES)"
 
     finds = f"CuPy {version} finds {count} GPU(s)"
     try:
@@ -97,6 +97,19 @@ def probe():
 def is_out_of_memory(error):
     """Whether an exception means that memory ran out: NumPy and CuPy's pool raise MemoryErrors; CUDA and cuBLAS have codes."""
     return isinstance(error, MemoryError) or "MemoryAllocation" in str(error) or "ALLOC_FAILED" in str(error)
+
+
+@contextmanager
+def out_of_memory(doing, advice):
+    """A context in which running out of memory, on the host or a GPU, raises a UserError that names `doing` and the advice."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise UserError(f"out of memory while {doing} ({reason(error)}); {advice}") from error
 
 
 def reason(error):

@@ -14,8 +14,8 @@ SMALL = 10**6               # 100³: sgemm_small_kernel_permit of OpenBLAS 0.3.3
 MIN_ROWS = 64               # of a piece
 MIN_WEIGHTS_TO_SPLIT = 2**20        # numbers of a batch of weights from which on half of it is worth another thread's waking
 
-# What starts f(*args) in a spare thread and returns its future, or None: set by Workers.helping for a batch with too few images
-# for all threads, as when a single image is sampled.
+# A function that starts f(*args) in a spare thread and returns its future, or None: set by Workers.helping for a batch with too
+# few images for all threads, as when a single image is sampled.
 spare_thread = ContextVar("spare_thread", default=None)
 
 

@@ -108,7 +108,7 @@ def norm_swish(p, x, groups, eps=1e-6):
 
 @cache
 def _averages(C, groups, dtype):
-    """Two (C,C) matrices: of each channel's number they make the mean of its group's, and what the number is beyond that."""
+    """Two (C,C) matrices: from a number for each channel to the mean of its group's, and to the number minus that mean."""
     size = C // groups
     average = np.kron(np.eye(groups), np.full((size, size), 1 / size))
     return average.astype(dtype), (np.eye(C) - average).astype(dtype)

@@ -3,7 +3,7 @@
 import os
 from threading import Lock
 
-from minddpm.fast import attention, cuda, matmul, norm
+from minddpm.fast import cuda, matmul, norm
 from minddpm.fast.device import is_cuda
 from minddpm.fast.narrow_conv import narrow_conv2d
 from minddpm.fast.winograd import transform, winograd, winograd_plus
@@ -11,11 +11,10 @@ from minddpm.unet import layers
 
 
 def ops_for(params, image_size, training=False, map=map):
-    """The fastest layers for a U-Net with these parameters, where they are: CpuOps, on a GPU cuda.OPS.
+    """The fastest layers for these parameters: CpuOps, or cuda.OPS if they are on a GPU.
 
-    The parameters must not change while the result is used.  image_size: the side of its images.  training: whether gradients
-    are wanted.  map: how to go over the convolutions, such as Workers.map.
-    The plain layers where `plain_only` is true.
+    The parameters, a U-Net's, must not change while the result is used.  image_size: the side of its images.  training: whether
+    gradients are wanted.  map: applies a function to all weights, e.g. Workers.map.  The plain layers where `plain_only` is true.
     """
     if plain_only():
         return layers
@@ -23,17 +22,16 @@ def ops_for(params, image_size, training=False, map=map):
 
 
 def plain_only():
-    """Whether the environment variable MINDDPM_KERNELS is 0, which turns this file and the CUDA kernels off, for comparisons."""
+    """Whether the environment variable MINDDPM_KERNELS is 0, which turns fast layers and CUDA kernels off, for comparisons."""
     return os.environ.get("MINDDPM_KERNELS") == "0"
 
 
 class CpuOps:
     """The functions of unet.layers for one value of a U-Net's parameters, whose 3×3 weights it holds transformed as well."""
 
-    attention, linear = staticmethod(attention.attention), staticmethod(matmul.linear)
-    group_norm, norm_swish = staticmethod(norm.group_norm), staticmethod(norm.norm_swish)
-    dropout, swish, upsample = staticmethod(layers.dropout), staticmethod(layers.swish), staticmethod(layers.upsample)
-    timestep_embedding = staticmethod(layers.timestep_embedding)
+    linear, group_norm, norm_swish = map(staticmethod, (matmul.linear, norm.group_norm, norm.norm_swish))
+    attention, dropout, swish = map(staticmethod, (layers.attention, layers.dropout, layers.swish))
+    upsample, timestep_embedding = map(staticmethod, (layers.upsample, layers.timestep_embedding))
 
     def __init__(self, params, image_size, training=False, map=map):
         weights = [(w, m) for w, side in _weights_3x3(params, image_size) if (m := tile_size(side, *w.shape[2:]))]

@@ -1,9 +1,11 @@
 """Alg. 1, line 5, by several threads, or on a GPU: train.gradient and train.update with the same results, faster."""
 
+from functools import partial
+
 import numpy as np
 
-from minddpm import optim, train
-from minddpm.fast import adam, adam_cuda
+from minddpm import optim, train, tree
+from minddpm.fast import adam, adam_cuda, cuda
 from minddpm.fast.device import is_cuda, to_device
 from minddpm.fast.ops import ops_for, plain_only
 from minddpm.unet.recompute import store
@@ -44,19 +46,14 @@ def update_by(workers):
     def update(settings, state, gradient):
         if plain_only():
             return train.update(settings, state, gradient)
-        kernels, step = adam_cuda.fits(gradient), state.step + 1
+        kernels, step = cuda.fits(*tree.leaves(gradient)), state.step + 1
         norm = (adam_cuda if kernels else optim).global_norm(gradient)
         lr = optim.learning_rate(step, settings.lr, settings.warmup, settings.lr_final, settings.steps)
         scale = settings.grad_clip / np.maximum(norm, settings.grad_clip)
         if kernels:
             adam_cuda.adam_ema(state, gradient, step, lr, scale, settings.ema)
         else:
-            scale = float(scale)
-
-            def update_leaf(p, m, v, g, average):
-                with np.errstate(over="ignore", invalid="ignore"):
-                    adam.adam_ema(p, m, v, g, average, step, lr, scale, settings.ema)
-
+            update_leaf = partial(adam.adam_ema, step=step, lr=lr, scale=float(scale), decay=settings.ema)
             workers.for_each_leaf(update_leaf, state.params, state.m, state.v, gradient, state.ema)
         state.step = step
         return norm, lr

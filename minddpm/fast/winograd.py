@@ -1,4 +1,4 @@
-"""App. B.  The 3×3 convolution in a quarter of the multiplications: Winograd's minimal filtering F(m×m, 3×3).
+"""App. B.  The 3×3 convolution by Winograd's minimal filtering F(m×m, 3×3): F(2×2) has 4/9 of the multiplications, F(4×4) 1/4.
 
 One dimension.  m outputs of a 3-tap filter w, over a = m + 2 inputs d:  y_i = Σ_j d_{i+j} w_j.  Transposed (d from y and w) this
 is a product of two polynomials of degrees m−1 and 2, which Toom and Cook compute from its values: evaluate both factors at
@@ -13,8 +13,8 @@ Two dimensions: the same along both, Y = Aᵀ [ (G w Gᵀ) ∘ (Bᵀ d B) ] A, o
 Over many tiles and channels each of the three transforms is one matrix product; and the sum over the channels c of the
 products at one point, Σ_c V[t,c] U[c,n], is a matrix product too, one for each of the a² points.
 
-Every step is linear in what it is given, so the gradient is the same steps transposed, in opposite order: exact, as for
-the plain layer in conv.py, which is this file's oracle (tests/test_winograd.py).  After Lavin and Gray, "Fast Algorithms for
+Every step is linear in its argument, so the gradient is the same steps transposed, in opposite order: exact, as for the plain
+layer in unet/layers/conv.py, this file's oracle (tests/fast/test_winograd.py).  After Lavin and Gray, "Fast Algorithms for
 Convolutional Neural Networks" (2016); the points are ours.
 """
 

@@ -59,7 +59,7 @@ class Workers:
     threads is the number of items computed at a time; with 1 they are computed in the calling thread.  While the `with`
     block is open BLAS runs on one thread, in the whole process; its end, however it is reached, waits for the items that
     are running and gives BLAS its threads back, and the system its memory.  part: how many images of a batch one item holds
-    at most: so few that what a network computes for them stays in the cache, and so many that NumPy is called rarely, since
+    at most: so few that a network's arrays for them stay in the cache, and so many that NumPy is called rarely, since
     between two calls the threads wait for each other.  UserError unless threads is an int of at least 1.
     """
 
@@ -88,23 +88,23 @@ class Workers:
         """Yields f(item) for each item, in the order of the items.
 
         Items are taken only as results are: at most threads + 1 of them are in flight (taken, and their result not yet
-        consumed), so large results do not pile up.  What f raises is raised here.  However the iteration ends, items that
-        have not begun are dropped and none is left running.  f may read what items share, and write only what is its own.
+        consumed), so large results do not pile up.  An exception in f is raised here.  However the iteration ends, items that
+        have not begun are dropped and none is left running.  f may read shared arrays, and write only its own.
         """
         assert self._pool, "map works inside `with Workers(...) as workers` only"
         if self.threads == 1:
             yield from map(f, items)
             return
-        flying = deque()
+        pending = deque()
         try:
             for item in items:
-                flying.append(self._pool.submit(f, item))
-                if len(flying) > self.threads:
-                    yield flying.popleft().result()
-            while flying:
-                yield flying.popleft().result()
+                pending.append(self._pool.submit(f, item))
+                if len(pending) > self.threads:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
         finally:
-            wait([future for future in flying if not future.cancel()])
+            wait([future for future in pending if not future.cancel()])
 
     def helping(self, f):
         """The same f, for `map` with a single item: an idle thread takes half of its large products, see matmul.py."""
@@ -118,7 +118,7 @@ class Workers:
         return helping_f
 
     def for_each_leaf(self, f, *trees):
-        """Call f(leaf, ...) for the leaves at the same place of each tree, for what f writes to them, shared out by size."""
+        """Call f(leaf, ...) for the leaves at the same place of each tree, which f changes in place; shared out by size."""
         places = []
         tree.map(lambda *leaves: places.append(leaves), *trees)
         places.sort(key=lambda leaves: leaves[0].size, reverse=True)
@@ -127,8 +127,7 @@ class Workers:
             for leaves in places[k::self.threads]:
                 f(*leaves)
 
-        for _ in self.map(share, range(self.threads)):
-            pass
+        list(self.map(share, range(self.threads)))
 
     def parts(self, n):
         """Slices that cut a batch of n into nearly equal parts of at most `part`, as many as keep every thread busy."""
@@ -137,7 +136,7 @@ class Workers:
 
 
 def _pinning(threads):
-    """What pins each thread of a pool to a CPU of its own, or None where they are not as many as the CPUs.
+    """A function that pins each thread of a pool to a CPU of its own, or None where there are not as many threads as CPUs.
 
     Linux's scheduler takes threads that often wait for each other for one piece of work and puts them on one CPU, where they
     took twice as long.  Another number of threads turns pinning off.  The first thread's CPU depends on the process, so that

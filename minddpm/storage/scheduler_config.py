@@ -45,16 +45,10 @@ def to_json(model):
     kind = next((name for name, make in BETAS.items()
                  if np.allclose(make(s.T, start, end).beta, s.beta, rtol=1e-12, atol=0)), None)
     return DEFAULTS | {
-        "_class_name": "DDPMScheduler",
-        "_diffusers_version": VERSION,
-        "num_train_timesteps": s.T,
-        "beta_start": start,
-        "beta_end": end,
-        "beta_schedule": kind or "linear",
+        "_class_name": "DDPMScheduler", "_diffusers_version": VERSION,
+        "num_train_timesteps": s.T, "beta_start": start, "beta_end": end, "beta_schedule": kind or "linear",
         "trained_betas": None if kind else s.beta[1:].tolist(),
-        "variance_type": _key(SIGMA2, model.sigma2),
-        "clip_sample": model.clip,
-        "prediction_type": _key(PREDICTS, model.predicts),
+        "variance_type": _key(SIGMA2, model.sigma2), "clip_sample": model.clip, "prediction_type": _key(PREDICTS, model.predicts),
     }
 
 
@@ -62,12 +56,9 @@ def from_json(config, path="scheduler_config.json"):
     """The Sampler that scheduler/scheduler_config.json, a dict, describes.  UserError: one that minddpm does not have."""
     check_class(config, path, "DDPMScheduler", "GaussianDDPMScheduler")                     # the second: before autumn 2022
     options = Options({OLD_NAMES.get(option, option): value for option, value in config.items()}, DEFAULTS, path)
-    sampler = Sampler(
-        _schedule(options),
-        options.choice("variance_type", SIGMA2),
-        options.read("clip_sample", lambda v: type(v) is bool, "true or false"),
-        options.choice("prediction_type", PREDICTS),
-    )
+    sampler = Sampler(_schedule(options), options.choice("variance_type", SIGMA2),
+                      options.read("clip_sample", lambda v: type(v) is bool, "true or false"),
+                      options.choice("prediction_type", PREDICTS))
     options.check(to_json(sampler) | OLD_OPTIONS, ignored=BETA_OPTIONS + WITHOUT_EFFECT)
     return sampler
 

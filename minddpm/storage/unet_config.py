@@ -26,22 +26,15 @@ def to_json(cfg):
     """The options of diffusers' UNet2DModel for a UNetConfig: unet/config.json as a dict."""
     levels = range(len(cfg.widths))
     return DEFAULTS | {
-        "_class_name": "UNet2DModel",
-        "_diffusers_version": VERSION,
-        "sample_size": cfg.image_size,
-        "in_channels": cfg.in_channels,
-        "out_channels": cfg.out_channels,
-        "block_out_channels": list(cfg.widths),
-        "layers_per_block": cfg.blocks,
+        "_class_name": "UNet2DModel", "_diffusers_version": VERSION,
+        "sample_size": cfg.image_size, "in_channels": cfg.in_channels, "out_channels": cfg.out_channels,
+        "block_out_channels": list(cfg.widths), "layers_per_block": cfg.blocks,
         "down_block_types": [DOWN[level in cfg.attention] for level in levels],
         "up_block_types": [UP[level in cfg.up_attention] for level in reversed(levels)],
         "attention_head_dim": None,                     # one head, as wide as its level
-        "dropout": cfg.dropout,
-        "norm_num_groups": cfg.groups,
-        "norm_eps": cfg.eps,
+        "dropout": cfg.dropout, "norm_num_groups": cfg.groups, "norm_eps": cfg.eps,
         "downsample_padding": 0,                        # the released code pads below and to the right only
-        "flip_sin_to_cos": False,
-        "freq_shift": 1,
+        "flip_sin_to_cos": False, "freq_shift": 1,
     }
 
 
@@ -61,15 +54,9 @@ def from_json(config, path="config.json"):
                            f"{channels}, or {2 * channels} for a learned variance")
     try:
         cfg = UNetConfig(
-            image_size=options.whole("sample_size"),
-            in_channels=channels,
-            widths=widths,
-            blocks=options.whole("layers_per_block", 100),
-            attention=attention,
-            dropout=options.fraction("dropout"),
-            groups=options.whole("norm_num_groups"),
-            eps=options.fraction("norm_eps"),
-            learned_sigma=outputs != channels,
+            image_size=options.whole("sample_size"), in_channels=channels, widths=widths,
+            blocks=options.whole("layers_per_block", 100), attention=attention, dropout=options.fraction("dropout"),
+            groups=options.whole("norm_num_groups"), eps=options.fraction("norm_eps"), learned_sigma=outputs != channels,
             attention_up=None if attention_up == attention else attention_up,
         )
     except ValueError as e:

@@ -140,7 +140,7 @@ def suggestions(out):
 
 
 def test_demo_trains_samples_and_says_what_to_try_next(capsys, monkeypatch, T8):
-    out = said(capsys, "demo", "--out", "my demo", "--minutes", "0.003", "--threads", 2)
+    out = said(capsys, "demo", "--out", "my demo", "--minutes", "0.003", "--threads", 2, "--device", "cpu")
     folder = Path("my demo").absolute()
     steps = settings.read(folder).steps
     assert re.search(rf"^[\d.]+ s a step on this machine: {steps} steps in 0.003 minutes, then 64 samples$", out, re.MULTILINE)
@@ -166,6 +166,7 @@ def test_demo_trains_samples_and_says_what_to_try_next(capsys, monkeypatch, T8):
     weights = (folder / run.STATE).read_bytes()                     # a second demo goes on with the run, which is done
     again = said(capsys, "demo", "--out", "my demo", "--minutes", "1000")
     assert f"{folder} holds a run: going on with it" in again and f"resumed at step {2 * steps} of {2 * steps}" in again
+    assert "device cpu: requested\n" in again                        # as saved, whatever --device is now
     assert (folder / run.STATE).read_bytes() == weights
 
 

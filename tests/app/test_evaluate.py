@@ -13,7 +13,7 @@ import scipy.linalg
 
 from minddpm import data
 from minddpm.app import cli, evaluate, run, settings
-from minddpm.app.metrics import frechet, nearest, pca
+from minddpm.app.metrics import frechet, nearest, pca, standard_error
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
 from minddpm.fast import Workers
@@ -23,6 +23,11 @@ from minddpm.random import rng
 from minddpm.unet import UNetConfig
 
 # Distances ----------------------------------------------------------------------------------------------------------------
+
+
+def test_standard_error_of_two_values():
+    assert standard_error(np.array([0.0, 2.0])) == pytest.approx(1)             # √(Σ (x − 1)² / (2 − 1)) / √2
+    assert math.isnan(standard_error(np.ones(1)))
 
 
 def cloud(mean, root, n=400, seed=0):
@@ -112,7 +117,7 @@ def test_table1_bits_of_many_images_are_the_bounds_of_its_batches():
 
 
 def test_eq13_L_0_with_the_released_codes_variance():
-    """ε* of one image: an exact mean, whose L_0 for σ_1² = β̃_2 is known (paper.md 1.7: 1.30538 bits/dim, 256 levels)."""
+    """ε* of one image: an exact mean, whose L_0 for σ_1² = β̃_2 is computed: 1.30538 bits/dim on 256 levels."""
     image = np.full((1, 8, 8, 1), 100, np.uint8)
     with Workers(1) as workers:
         L_0 = evaluate.released_distortion(oracle_model(Schedule.linear(), image, 256), image, 256, seed=0, workers=workers)
@@ -201,7 +206,7 @@ def test_evaluate_refuses(folder, tmp_path, capsys):
     shutil.copytree(folder, foreign)
     (foreign / "settings.json").unlink()
     assert cli.main(["evaluate", str(foreign)]) == 2
-    assert "does not say which data it was trained on; expected --data" in capsys.readouterr().err
+    assert "has no settings.json: expected --data NAME|PATH" in capsys.readouterr().err
     assert cli.main(["evaluate", str(foreign), "--data", "mnist16"]) == 2
     assert "mnist16 has 16x16x1 images; the model expects 8x8x1" in capsys.readouterr().err
     assert cli.main(["evaluate", str(folder), "-n", "1"]) == 2

@@ -8,7 +8,7 @@ from PIL import Image
 
 from minddpm import tree
 from minddpm.app import pictures
-from minddpm.app.generate import generate, save_picture
+from minddpm.app.generate import generate
 from minddpm.app.pictures import Film, grid, to_uint8
 from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
@@ -108,14 +108,6 @@ def test_film_is_the_reverse_process(tmp_path):
     film.save(tmp_path / "film.gif")
     with Image.open(tmp_path / "film.gif") as gif:
         assert gif.n_frames == S.T + 1 and gif.size == way[0].shape[1::-1]
-
-
-def test_save_picture(tmp_path):
-    model = network()
-    with Workers(1) as workers:
-        save_picture(tmp_path / "new" / "p.png", model, 5, 2, workers)
-    with Image.open(tmp_path / "new" / "p.png") as file:
-        np.testing.assert_array_equal(np.array(file), grid(to_uint8(run(model, 5, 2)))[..., 0])
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -1,4 +1,4 @@
-"""memory.py: where memory runs out there is one sentence with the reason and the way out, and what was saved is kept."""
+"""Where memory runs out there is one sentence with the reason and the way out, and what was saved is kept."""
 
 import importlib.metadata
 import os
@@ -13,11 +13,10 @@ import minddpm
 from minddpm import train, unet
 from minddpm.app import cli, dry_run, loop, run, settings
 from minddpm.app.generate import generate
-from minddpm.app.memory import out_of_memory
 from minddpm.app.settings import Settings
 from minddpm.errors import UserError
 from minddpm.fast import Workers
-from minddpm.fast.device import is_out_of_memory, reason
+from minddpm.fast.device import is_out_of_memory, out_of_memory, reason
 
 POOL = "Out of memory allocating 604,000,000 bytes (allocated so far: 8,000,000,000 bytes)."
 FULL = [MemoryError(POOL), RuntimeError("cudaErrorMemoryAllocation: out of memory"), RuntimeError("CUBLAS_STATUS_ALLOC_FAILED")]

@@ -28,8 +28,11 @@ from test_train import small
 import minddpm
 from minddpm import data, tree
 from minddpm.app import cli, commands, loop, run, settings
+from minddpm.app.generate import generate
+from minddpm.app.pictures import grid, to_uint8
 from minddpm.app.settings import Settings
 from minddpm.errors import UserError
+from minddpm.fast import Workers
 from minddpm.fast.device import probe
 from minddpm.storage import files
 from minddpm.storage.weights import to_file_layout
@@ -110,12 +113,12 @@ def rows(folder):
 
 
 def test_what_a_run_leaves_in_its_folder(tmp_path):
-    requested = replace(LONG, sample_every=10)
+    requested = replace(LONG, sample_every=12)
     current = run.begin(tmp_path / "a" / "run", requested)
     assert current.folder.is_absolute() and current.settings == settings.read(current.folder) == requested.resolved((8, 8, 1))
     assert loop.train(current)
     assert sorted(str(p.relative_to(current.folder)) for p in current.folder.rglob("*") if p.is_file()) == [
-        "log.csv", "model_index.json", "samples/step_0000010.png", "samples/step_0000020.png", "scheduler/scheduler_config.json",
+        "log.csv", "model_index.json", "samples/step_0000012.png", "samples/step_0000024.png", "scheduler/scheduler_config.json",
         "settings.json", "training_state.safetensors", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"]
     model = minddpm.load(current.folder)
     assert model.config == current.config and model.sigma2 == current.settings.sigma2 == "beta"
@@ -125,6 +128,10 @@ def test_what_a_run_leaves_in_its_folder(tmp_path):
     for picture in (current.folder / "samples").iterdir():
         with Image.open(picture) as image:
             assert image.size[0] == image.size[1] and image.mode == "L"
+    with Workers(2) as workers:
+        x0 = generate(current.model, loop.PICTURE, requested.seed, workers)
+    with Image.open(current.folder / "samples" / "step_0000024.png") as image:
+        np.testing.assert_array_equal(np.array(image), grid(to_uint8(x0))[..., 0])
 
 
 def test_the_training_state_reads_back_as_it_was(tmp_path):
@@ -520,7 +527,7 @@ def test_a_picture_that_cannot_be_made_is_one_line_and_the_training_goes_on(tmp_
     begun = run.begin(folder, replace(REQUESTED, sample_every=2))
     monkeypatch.setattr(commands, "begin", lambda *args: begun)
     if fault:
-        monkeypatch.setattr(loop, "save_picture", fails)
+        monkeypatch.setattr(loop, "generate", fails)
     else:
         (folder / "samples").write_text("a file")
     assert cli.main(flags(REQUESTED, folder)) == 0
@@ -661,7 +668,7 @@ def test_a_training_state_of_no_known_step(tmp_path, trained, metadata):
     folder = tmp_path / "run"
     shutil.copytree(trained, folder)
     save_file(load_file(folder / run.STATE), folder / run.STATE, metadata)
-    with pytest.raises(UserError, match="does not say which step it is of; expected a file that minddpm train wrote$"):
+    with pytest.raises(UserError, match="has no valid step; expected a file that minddpm train wrote$"):
         run.resume(folder)
 
 

@@ -87,8 +87,8 @@ def test_a_fault_of_the_fast_convolution_is_found(monkeypatch):
 def test_a_fault_of_training_is_found(monkeypatch, wrong):
     right = adam.adam_ema
 
-    def adam_ema(p, m, v, g, average, step, lr, *more):
-        right(p, m, v, g, average, step, lr * wrong, *more)
+    def adam_ema(*leaves, lr, **more):
+        right(*leaves, lr=lr * wrong, **more)
 
     monkeypatch.setattr(adam, "adam_ema", adam_ema)
     assert not selftest.verdict(CHECKS["20 training steps: losses and averaged weights"])[1]

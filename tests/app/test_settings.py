@@ -11,8 +11,10 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from minddpm.app import settings
-from minddpm.app.settings import PRESETS, TRAINING, Settings
+from minddpm.app.settings import PRESETS, TRAINING, Settings, prior_warning
+from minddpm.diffusion import Schedule
 from minddpm.errors import UserError
+from minddpm.likelihood import prior_term
 from minddpm.storage import files
 from minddpm.unet.recompute import recompute, store
 
@@ -159,6 +161,15 @@ def test_app_b_schedules():
     for wrong in dict(beta_1=0.0), dict(beta_T=1.0), dict(beta_T=1.0, beta_schedule="constant"):
         with pytest.raises(UserError, match="^beta runs from .* expected 0 < beta < 1"):
             replace(requested, **wrong).schedule()
+
+
+def test_sec4_warning_has_the_number():
+    for good in Schedule.linear(), Schedule.quadratic(), Schedule.constant():           # App. B's three
+        assert prior_warning(good) is None
+    short = Schedule.linear(T=100)
+    text = prior_warning(short)
+    largest = prior_term(short, np.ones((1, 3)))[0]
+    assert f"ᾱ_T = {short.alpha_bar[100]:.2g} at T = 100" in text and f"{largest:.2g} bits/dim" in text
 
 
 def test_memory_is_the_policy_of_the_network():

@@ -13,12 +13,13 @@ from pathlib import Path
 import literal
 import numpy as np
 import pytest
+from alg3_coding import times_even_in_log_snr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from minddpm import data
-from minddpm.coding import Codec, calibrate, progressive, random_coding, receive, respaced_schedule, send, times_even_in_log_snr
+from minddpm.coding import Codec, calibrate, progressive, random_coding, receive, respaced_schedule, send
 from minddpm.coding.range_coder import TOTAL, Decoder, Encoder, table
 from minddpm.diffusion import Schedule, q_posterior
 from minddpm.errors import UserError

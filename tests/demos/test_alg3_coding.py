@@ -1,32 +1,14 @@
 """The demo of Alg. 3 and 4: its smoke run, and its table of bits."""
 
-import importlib
-import sys
-from pathlib import Path
-
+import alg3_coding as demo
 import numpy as np
-import pytest
 from PIL import Image
 
 from minddpm import coding
 from minddpm.diffusion import Schedule
 
-DEMOS = Path(__file__).parents[2] / "demos"
 
-
-@pytest.fixture(scope="module")
-def demo():
-    """demos/alg3_coding.py as a module."""
-    sys.path.insert(0, str(DEMOS))
-    try:
-        yield importlib.import_module("alg3_coding")
-    finally:
-        sys.path.remove(str(DEMOS))
-        for name in "alg3_coding", "common":
-            del sys.modules[name]
-
-
-def test_alg3_alg4_demo_receives_what_it_sent(demo, tmp_path, capsys):
+def test_alg3_alg4_demo_receives_what_it_sent(tmp_path, capsys):
     demo.main(["--smoke", "--out", str(tmp_path / "f.gif")])
     out = capsys.readouterr().out
     assert out.count("received bit for bit what was sent") == 2 and "SOMETHING ELSE" not in out
@@ -34,9 +16,9 @@ def test_alg3_alg4_demo_receives_what_it_sent(demo, tmp_path, capsys):
         assert film.n_frames > 3
 
 
-def test_sec43_report_adds_up(demo):
+def test_sec43_report_adds_up():
     s, x0 = Schedule.linear(), demo.draw(3, 0, 0)
-    times = coding.times_even_in_log_snr(s, 60, 8)
+    times = demo.times_even_in_log_snr(s, 60, 8)
     s = coding.respaced_schedule(s, times)
     sent = coding.send(coding.calibrate(s, demo.best_eps(s), demo.draw(20, 0, 1), 256, clip=False), x0)
     text = demo.report(sent, times)

@@ -11,7 +11,7 @@ from minddpm.fast import ops_for
 from minddpm.fast.winograd import transform
 from minddpm.unet import UNetConfig, init, layers
 
-ATTENTION, MATMUL, NORM = "minddpm.fast.attention", "minddpm.fast.matmul", "minddpm.fast.norm"
+MATMUL, NORM = "minddpm.fast.matmul", "minddpm.fast.norm"
 NARROW, WINOGRAD = "minddpm.fast.narrow_conv", "minddpm.fast.winograd"
 
 
@@ -39,10 +39,8 @@ def image_by_image(w):
     return f
 
 
-# What is computed: the plain layer's name, and a Case of the fast form with the same arguments.
+# What is computed: the plain layer's name, a Case of the fast form with the same arrays, and what the plain layer takes besides.
 FORMS = {
-    "attention": ("attention", Case(ATTENTION, lambda m: lambda q, k, v: m.attention(q, k, v),
-                                    (draw(2, 5, 4), draw(2, 5, 4, seed=1), draw(2, 5, 4, seed=2)))),
     "linear, on pixels": ("linear", Case(MATMUL, lambda m: lambda p, x: m.linear(p, x), (weights(4, 2), draw(2, 3, 5, 4)))),
     "linear, one row":   ("linear", Case(MATMUL, lambda m: lambda p, x: m.linear(p, x), (weights(3, 1), draw(1, 3)))),
     "conv1x1":           ("conv2d", Case(MATMUL, lambda m: lambda p, x: m.conv1x1(p, x),
@@ -51,16 +49,16 @@ FORMS = {
                                                (weights(k, k, 4, 2), draw(2, 4, 3, 4)))) for k in (1, 3, 5)},
     **{f"group_norm groups={groups}":
        ("group_norm", Case(NORM, lambda m, groups=groups: lambda p, x: m.group_norm(p, x, groups),
-                            (weights(6), draw(3, 3, 5, 6))))
+                            (weights(6), draw(3, 3, 5, 6))), groups)
        for groups in (1, 2, 6)},
     "group_norm offset 300": ("group_norm", Case(NORM, lambda m: lambda p, x: m.group_norm(p, x, 2),
-                                                 (weights(4), draw(2, 3, 3, 4, offset=300)))),
+                                                 (weights(4), draw(2, 3, 3, 4, offset=300))), 2),
     **{f"norm_swish groups={groups}":
        ("norm_swish", Case(NORM, lambda m, groups=groups: lambda p, x: m.norm_swish(p, x, groups),
-                            (weights(6), draw(3, 3, 5, 6))))
+                            (weights(6), draw(3, 3, 5, 6))), groups)
        for groups in (1, 2, 6)},
     "norm_swish offset 300": ("norm_swish", Case(NORM, lambda m: lambda p, x: m.norm_swish(p, x, 2),
-                                                 (weights(4), draw(2, 3, 3, 4, offset=300)))),
+                                                 (weights(4), draw(2, 3, 3, 4, offset=300))), 2),
     **{f"winograd m={m} {B}x{H}x{W}{' training' * training}":
        ("conv2d", Case(WINOGRAD, winograd(m, training), (weights(3, 3, 3, 2), draw(B, H, W, 3))))
        for m in (2, 4) for B, H, W in ((2, 4, 8), (1, 5, 3)) for training in (False, True)},
@@ -69,18 +67,13 @@ FORMS = {
        ("conv2d_plus", Case(WINOGRAD, winograd_plus(m), (weights(3, 3, 3, 2), draw(2, 5, 3, 3), draw(2, 2))))
        for m in (2, 4)},
 }
-CASES = {f"fast {name}": case for name, (_, case) in FORMS.items()}
-
-
-def groups_of(name):
-    """The argument that the norms have besides the arrays of a case."""
-    return [int(name.split("=")[1])] if "groups=" in name else [2] if "offset" in name else []
+CASES = {f"fast {name}": case for name, (_, case, *_) in FORMS.items()}
 
 
 @pytest.mark.parametrize("name", FORMS)
 def test_a_fast_form_computes_what_the_plain_layer_does(name):
-    plain, case = FORMS[name]
-    (y, back), (expected, plain_back) = case.f()(*case.args), getattr(layers, plain)(*case.args, *groups_of(name))
+    plain, case, *besides = FORMS[name]
+    (y, back), (expected, plain_back) = case.f()(*case.args), getattr(layers, plain)(*case.args, *besides)
     np.testing.assert_allclose(y, expected, rtol=0, atol=1e-12 * np.abs(expected).max())
     dy = np.cos(np.arange(y.size)).reshape(y.shape)
     found, gradients = (tree.flatten(list(b(dy)) if isinstance(b(dy), tuple) else [b(dy)]) for b in (back, plain_back))
@@ -107,7 +100,7 @@ def test_float32_stays_float32(name):
 def test_every_layer_is_there_and_every_fast_one_in_the_table():
     ops = ops_for(init(UNetConfig.tiny(), 0), 8)
     fast = {name for name in layers.__all__ if getattr(ops, name) is not getattr(layers, name)}
-    assert fast == {plain for plain, _ in FORMS.values()}
+    assert fast == {plain for plain, *_ in FORMS.values()}
 
 
 class Calls:
