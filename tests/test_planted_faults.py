@@ -188,7 +188,7 @@ MUTANTS = [
     ("unet.layers.norm", "norm_swish", "dn = swish_back(dy)", "dn = dy"),
     ("unet.layers.swish", "swish", "s + y * (1 - s)", "s + s * (1 - s)"),
     ("unet.layers.swish", "swish", "s + y * (1 - s)", "s + y"),
-    ("unet.layers.attention", "attention", " - (dP * P).sum(axis=-1, keepdims=True)", ""),
+    ("unet.layers.attention", "attention", " - (do * o).sum(axis=-1, keepdims=True)", ""),
     ("unet.layers.attention", "attention", "dS = P * (", "dS = P * (1 - P) * ("),
     ("unet.layers.attention", "attention", "dv = np.matmul(P.swapaxes(1, 2), do)", "dv = np.matmul(P, do)"),
     ("unet.layers.attention", "attention", "dq = np.matmul(dS, k) * scale", "dq = np.matmul(dS, k)"),
