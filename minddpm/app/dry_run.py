@@ -1,9 +1,9 @@
 """The memory and time of a training run, from a few steps on as many images as are computed at a time."""
 
-import time
 import tracemalloc
 from contextlib import contextmanager
 from dataclasses import asdict, replace
+from timeit import repeat
 
 from minddpm import tree
 from minddpm.app.progress import clock
@@ -24,7 +24,7 @@ def seconds_per_step(requested, steps=5):
     """The time of a training step with these settings: the fastest of a few, on a state that is thrown away."""
     settings, dataset, device = prepare(requested)
     with _trial(settings, dataset, device, new_state(settings, dataset, device)) as step:
-        return min(_seconds(step) for _ in range(steps))
+        return min(repeat(step, number=1, repeat=steps))
 
 
 def dry_run(requested):
@@ -37,7 +37,7 @@ def dry_run(requested):
     with out_of_memory(f"trying a step with --batch {settings.batch}", "try a smaller --batch or --memory checkpoint"), \
             _trial(replace(settings, batch=images), dataset, device, state) as step:
         peak = _peak(step, device)
-        seconds = min(_seconds(step) for _ in range(2)) * settings.batch / images
+        seconds = min(repeat(step, number=1, repeat=2)) * settings.batch / images
     weights = sum(a.nbytes for a in tree.leaves(state.params))
     if len(sizes) > workers.threads:
         peak += weights                                                 # the sum of the parts' gradients
@@ -64,12 +64,6 @@ def _trial(settings, dataset, device, state):
         steps = train(settings, settings.config(dataset.image_shape[2]), settings.schedule(), state, dataset,
                       gradient_by(workers, settings.policy), update_by(workers))
         yield lambda: next(steps).checked()
-
-
-def _seconds(step):
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
 
 
 def _peak(step, device):

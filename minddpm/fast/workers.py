@@ -127,8 +127,7 @@ class Workers:
             for leaves in places[k::self.threads]:
                 f(*leaves)
 
-        for _ in self.map(share, range(self.threads)):
-            pass
+        list(self.map(share, range(self.threads)))
 
     def parts(self, n):
         """Slices that cut a batch of n into nearly equal parts of at most `part`, as many as keep every thread busy."""

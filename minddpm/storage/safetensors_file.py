@@ -4,8 +4,8 @@
     n bytes             JSON: {name: {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, …, "__metadata__": {…}}
     the rest            the arrays, row-major and little-endian, each at its offsets, with no gap and no overlap
 
-The safetensors library reads the same files.  This module also reads bfloat16, refuses two values for one name, and maps one
-array at a time, so that the file's pages are never all in memory beside the weights made of them.
+Unlike the safetensors library this module reads bfloat16, refuses two values for one name, and maps one array at a time, so
+that the file's pages are never all in memory beside the weights made of them.
 """
 
 import contextlib
