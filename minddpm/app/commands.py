@@ -1,5 +1,6 @@
 """The commands of the command line, as functions of their parsed arguments; each returns its exit code, None for 0."""
 
+import os
 import shlex
 import time
 from dataclasses import fields, replace
@@ -16,7 +17,7 @@ from minddpm.app.run import begin, resume
 from minddpm.app.selftest import selftest as run_checks
 from minddpm.errors import UserError
 from minddpm.fast import workers_for
-from minddpm.fast.device import choose, explain, without_tf32
+from minddpm.fast.device import choose, explain
 from minddpm.readalong import show
 
 
@@ -134,7 +135,7 @@ def selftest(args):
     The fast layers, on a GPU its kernels, in float32 against the plain ones in float64 in NumPy: every layer and loss with its
     gradient, the U-Net, 20 steps of training and of sampling.
     """
-    tf32 = without_tf32()
+    tf32 = os.environ.pop("CUPY_TF32", None)               # CuPy reads it at its first matrix product, one in choose
     device = choose(args.device)
     print(explain(args.device))
     if device == "cuda":

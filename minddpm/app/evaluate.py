@@ -37,19 +37,14 @@ def report(folder, n, name=None, bpd=False, json=None, seed=0, threads=None, dev
         print(f"warning: {warning}")
     result = dict(data=dataset.name, levels=dataset.levels, image_shape=dataset.image_shape, T=s.T, seed=seed, **model.how)
     with workers_for(device, threads, BATCH) as workers:
-        result["bits_per_dim"] = table_1(model, dataset, n, seed, workers)
-        _publish(bits_text(result["bits_per_dim"]), result, json)
-        if not bpd:
-            result["samples"] = sample_quality(model, dataset, n, seed, workers)
-            _publish("\n" + quality_text(result["samples"]), result, json)
+        parts = [("bits_per_dim", table_1, bits_text), ("samples", sample_quality, quality_text)]
+        for key, part, text in parts[:1] if bpd else parts:
+            result[key] = part(model, dataset, n, seed, workers)
+            print(text(result[key]), flush=True)
+            if json:
+                files.write_json(json, result)
     if json:
         print(f"wrote {Path(json).absolute()}")
-
-
-def _publish(text, result, json):
-    print(text, flush=True)
-    if json:
-        files.write_json(json, result)
 
 
 def data_of(folder, model, name=None):
@@ -175,7 +170,7 @@ def quality_text(q):
     names = dict(samples="samples", held_out="held-out images", noise="noise")
     share = 100 * q["closer_than_99_percent_of_held_out"]
     return "\n".join([
-        f"{q['images']} images of each kind, against the training set",
+        f"\n{q['images']} images of each kind, against the training set",
         f"{'':17} {'Fréchet distance':>16}   {'nearest training image':>22}",
         *(f"{names[k]:17} {q['frechet'][k]:16.2f}   {q['nearest_rmse'][k]:22.2f}" for k in names),
         f"Fréchet distance: in {q['components']} principal components of the pixels in [-1, 1], so no FID; that of the",

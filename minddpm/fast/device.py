@@ -167,14 +167,6 @@ def free_memory(device):
         cupy().get_default_memory_pool().free_all_blocks()
 
 
-def without_tf32():
-    """Makes CuPy multiply matrices in float32, whatever the environment variable CUPY_TF32 is -> its value, or None.
-
-    CuPy reads the variable at its first product, so this comes before `choose`, which computes one.
-    """
-    return os.environ.pop("CUPY_TF32", None)
-
-
 def gpu():
     """{fact: value} about the GPU that is used, its driver and CuPy, for a report."""
     runtime, version = cupy().cuda.runtime, "{0[0]}.{0[1]}".format

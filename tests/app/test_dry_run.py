@@ -45,7 +45,7 @@ def test_the_memory_is_what_a_run_takes(tmp_path, monkeypatch, network, batch, m
 def test_the_images_that_are_computed_at_a_time_are_tried_and_the_time_is_a_steps(monkeypatch, batch, threads, images):
     tried, real = [], dry_run.train
     monkeypatch.setattr(dry_run, "train", lambda settings, *more: real(tried.append(settings) or settings, *more))
-    monkeypatch.setattr(dry_run, "_seconds", lambda step: 1.0)
+    monkeypatch.setattr(dry_run, "repeat", lambda step, **more: [1.0])
     requested = Settings(data="digits", batch=batch, threads=threads, steps=1)
     assert f"about {batch / images:.2g} s a step, 0:0{batch // images} in all, on {threads} threads" in dry_run.dry_run(requested)
     [trial] = tried
