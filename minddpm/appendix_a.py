@@ -6,7 +6,7 @@ import numpy as np
 
 from minddpm.diffusion import q_marginal, q_posterior, q_sample, q_step
 from minddpm.gaussian import log_density
-from minddpm.likelihood import bits_per_dim, float64, log_decoder, normal, p_theta_float64
+from minddpm.likelihood import bits_per_dim, log_decoder, normal, p_theta_float64
 
 
 def path_bound(s, eps_theta, x0, rng, sigma2="beta", clip=True, predicts="eps", **decoder):
@@ -17,7 +17,7 @@ def path_bound(s, eps_theta, x0, rng, sigma2="beta", clip=True, predicts="eps", 
     The noise of x_1, x_2, … is rng.standard_normal(x0.shape), in this order.  Arguments as for vlb; p_θ(x_0 | x_1) is Eq. (13).
     Each summand is a single draw of what in Eq. (5) is a KL in closed form.
     """
-    x_prev, total = float64(x0), 0.0
+    x_prev, total = x0.astype(np.float64), 0.0
     for t in range(1, s.T + 1):
         x_t = q_step(s, x_prev, t, normal(rng, x0))
         p = p_theta_float64(s, eps_theta, x_t, t, x0.dtype, sigma2, clip, predicts)
@@ -37,7 +37,7 @@ def marginal_bound(s, eps_theta, data, rng, sigma2="beta", clip=True, predicts="
     but for N images it is a mixture of N Gaussians, and q(x_{t−1} | x_t) = Σ_n q(x^n | x_t) q(x_{t−1} | x_t, x^n) is another.
     Memory grows as N² D.  data (N, ...): N different images.  Other arguments as for vlb.  ValueError: two equal images.
     """
-    N, x0 = len(data), float64(data)
+    N, x0 = len(data), data.astype(np.float64)
     if (data[:, None] == data[None]).reshape(N, N, -1).all(axis=2).sum() > N:
         raise ValueError("data has two equal images; expected different ones")
 

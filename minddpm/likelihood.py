@@ -61,7 +61,7 @@ def vlb(s, eps_theta, x0, rng, sigma2="beta", clip=True, on_step=lambda t: None,
 
 def prior_term(s, x0):
     """Eq. (5).  L_T = KL( q(x_T | x_0) ‖ N(0, I) ) of each image, bits/dim (B,)."""
-    mean, var = q_marginal(s, float64(x0), s.T)
+    mean, var = q_marginal(s, x0.astype(np.float64), s.T)
     return bits_per_dim(kl(mean, var, 0.0, 1.0))
 
 
@@ -74,7 +74,7 @@ def reverse_term(s, eps_theta, x0, t, eps, sigma2="beta", clip=True, predicts="e
     clip, predicts: see p_theta.  levels, cdf: see discretized_log_likelihood.
     decoder_var: σ_1² of Eq. (13), where it is to be another number than p_θ's.
     """
-    dtype, x0 = x0.dtype, float64(x0)
+    dtype, x0 = x0.dtype, x0.astype(np.float64)
     x_t = q_sample(s, x0, t, eps)
     p = p_theta_float64(s, eps_theta, x_t, t, dtype, sigma2, clip, predicts)
     mse = ((x0 - p.x0) ** 2).reshape(len(x0), -1).mean(1)
@@ -94,12 +94,9 @@ def rate_distortion(bound):
     return bound.L.mean(0)[::-1].cumsum()[::-1], 127.5 * np.sqrt(bound.mse.mean(0))
 
 
-# In float64, in bits/dim: shared with appendix_a.py --------------------------------------------------------------------------
-
-
 def p_theta_float64(s, eps_theta, x_t, t, dtype, *how):
     """p_theta in float64, of the network's output at x_t as an array of the dtype; how: sigma2, clip, predicts."""
-    return p_theta(s, x_t, t, float64(eps_theta(x_t.astype(dtype, copy=False), t)), *how)
+    return p_theta(s, x_t, t, eps_theta(x_t.astype(dtype, copy=False), t).astype(np.float64, copy=False), *how)
 
 
 def log_decoder(x0, p, levels=256, cdf="erf", decoder_var=None):
@@ -111,11 +108,6 @@ def log_decoder(x0, p, levels=256, cdf="erf", decoder_var=None):
 def bits_per_dim(nats):
     """Table 1.  (B, ...) nats -> the mean over all axes but the first / ln 2, (B,)."""
     return nats.reshape(len(nats), -1).mean(1) / math.log(2)
-
-
-def float64(x):
-    """x as float64, x itself if it is."""
-    return x.astype(np.float64, copy=False)
 
 
 def normal(rng, like):

@@ -36,9 +36,6 @@ class Example(NamedTuple):
     levels: int = 256
 
 
-# The squared error of the prediction --------------------------------------------------------------------------------------
-
-
 def l_simple(eps, eps_theta):
     """Eq. (14).  The loss of each image: the mean over its D numbers of (ε − ε_θ)².  eps, eps_theta (B, ...) -> loss (B,).
 
@@ -69,9 +66,6 @@ def mse_loss(e, output, predicts, sigma2):
     return l_simple(target, prediction)
 
 
-# The bound L --------------------------------------------------------------------------------------------------------------
-
-
 def bound_loss(e, output, predicts, sigma2):
     """Eq. (5), (8), (11)-(13).  Table 2, "L": the term of the bound at t, bits/dim.  output (B, ..., C), or 2C with Σ.
 
@@ -94,9 +88,6 @@ def bound_loss(e, output, predicts, sigma2):
         return doutput.astype(output.dtype, copy=False)
 
     return loss, bound_loss_back
-
-
-# Table 2 ------------------------------------------------------------------------------------------------------------------
 
 
 class Objective(NamedTuple):

@@ -1,8 +1,4 @@
-"""Adam, warm-up, gradient clipping and the average of the weights (Sec. 4, App. B).
-
-`adam` and `ema` write into the arrays that they update: a training state is four times the size of the network, and nothing
-else refers to its arrays.
-"""
+"""Adam, warm-up, gradient clipping and the average of the weights (Sec. 4, App. B); `adam` and `ema` work in place."""
 
 import math
 

@@ -8,6 +8,7 @@ score of q(x_t), so the diffusion model can also be sampled as a score network i
 import numpy as np
 
 from minddpm.diffusion import check_t, per_image, x0_hat
+from minddpm.sample import noise
 
 
 def score(s, x_t, t, eps):
@@ -43,14 +44,10 @@ def langevin(s, eps_theta, shape, rng, times, steps=100, step=0.1, like=None):
     Larger steps move faster and widen the result: where q(x_t) = N(0, V), the dynamics come to rest at V / (1 − a_t / 4V).
     rng: a NumPy generator.  like: an array of the dtype and kind (NumPy's or CuPy's) to work in; float32 and NumPy's if None.
     """
-    like = np.zeros(0, np.float32) if like is None else like
-
-    def normal():
-        return np.asarray(rng.standard_normal(shape, dtype=np.float32), dtype=like.dtype, like=like)
-
-    x = normal()
+    z = noise([rng] * shape[0], shape, like)
+    x = next(z)
     for t in times:
         a_t = float(step * (1 - s.alpha_bar[check_t(s, t)]))
         for _ in range(steps):
-            x = x + a_t / 2 * score(s, x, t, eps_theta(x, t)) + a_t**0.5 * normal()
+            x = x + a_t / 2 * score(s, x, t, eps_theta(x, t)) + a_t**0.5 * next(z)
     return x0_hat(s, x, t, eps_theta(x, t))

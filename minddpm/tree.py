@@ -53,11 +53,6 @@ def leaves(tree):
     return list(flatten(tree).values())
 
 
-def size(tree):
-    """The number of scalars in all leaves together."""
-    return sum(leaf.size for leaf in leaves(tree))
-
-
 def zeros_like(tree):
     """The same tree with every array zero."""
     return map(np.zeros_like, tree)

@@ -48,7 +48,7 @@ def dry_run(requested):
     return "\n".join([
         "settings", *(f"  {name:13} {value}" for name, value in asdict(settings).items()),
         f"data           {len(dataset.train)} images to train on, {len(dataset.held_out)} held out",
-        f"parameters     {tree.size(state.params):,}",
+        f"parameters     {sum(a.size for a in tree.leaves(state.params)):,}",
         f"memory         about {peak / 2**20:,.0f} MB",
         f"time           about {seconds:.2g} s a step, {clock(seconds * settings.steps)} in all, "
         + ("on the GPU" if device == "cuda" else f"on {workers.threads} threads"),

@@ -72,9 +72,6 @@ def choose(images, n, seed):
     return images[np.sort(rng("choice of images", seed).permutation(len(images))[:n])]
 
 
-# Bits/dim -----------------------------------------------------------------------------------------------------------------
-
-
 def table_1(model, dataset, n, seed, workers):
     """Table 1.  {"held_out": summary, "train": summary} of n held-out images and n / TRAIN_SHARE training images, at least 2.
 
@@ -135,9 +132,6 @@ def bits_text(bits):
         lines.append("with the released code's σ_1² = β̃_2 for β_1, held out: "
                      f"L_0 {released:.4f}, total {r['rate'] + released:.4f}")
     return "\n".join([*lines, f"RMSE of x̂_0 at t = 1, held out: {r['rmse']:.2f} on [0, 255]"])
-
-
-# Samples ------------------------------------------------------------------------------------------------------------------
 
 
 def sample_quality(model, dataset, n, seed, workers):

@@ -124,9 +124,6 @@ def _images(name, data, alone):
     return shaped
 
 
-# ---- the formats ------------------------------------------------------------------------------------------------------
-
-
 def _read_idx(data, name):
     """Two zeros, a type (8 = uint8), the number of dimensions, each as big-endian uint32, then the values."""
     if not re.match(rb"\0\0\x08[\x01-\x04]", data):

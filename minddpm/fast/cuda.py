@@ -69,9 +69,6 @@ def contiguous(a):
     return np.ascontiguousarray(a, like=a)
 
 
-# Convolution ---------------------------------------------------------------------------------------------------------------
-
-
 @where_it_fits
 def conv2d(p, x, stride=1):
     """App. B.  layers.conv2d: patches of at most WORKSPACE bytes at a time, their product with the weight, and both adjoints.
@@ -128,9 +125,6 @@ def conv2d_plus(p, x, v):
         return dx, dy.sum(axis=(1, 2)), dp
 
     return y, conv2d_plus_back
-
-
-# Group normalisation ---------------------------------------------------------------------------------------------------------
 
 
 @where_it_fits

@@ -223,7 +223,7 @@ def test_train_without_out_finds_a_folder_of_its_own(capsys):
 def test_dry_run_creates_nothing_on_the_disk(capsys, more):
     out = said(capsys, *flags(REQUESTED, "out")[:1], "--data", "digits", "--steps", 1000, "--dry-run", *more)
     assert files_here() == []
-    assert f"{tree.size(init(small(), 0)):,}" in out and "1618 images to train on, 179 held out" in out
+    assert f"{sum(a.size for a in tree.leaves(init(small(), 0))):,}" in out and "1618 images to train on, 179 held out" in out
     for f in fields(Settings):
         assert re.search(rf"^  {f.name} +\S", out, re.MULTILINE)
     assert re.search(r"^memory +about \d+ MB$", out, re.MULTILINE)

@@ -13,7 +13,8 @@ def dropout(x, rate, seeds, layer):
     An image's mask depends on its own seed and the layer alone, by the counter-based generator Philox with these two as its
     key: a replayed forward pass draws the same mask, and so does the same image in another batch.
     """
-    bits = [_generator(int(seed), layer).integers(2**16, size=x.shape[1:], dtype=np.uint16) for seed in seeds]
+    streams = [np.random.Generator(np.random.Philox(key=np.array([int(seed), layer], dtype=np.uint64))) for seed in seeds]
+    bits = [stream.integers(2**16, size=x.shape[1:], dtype=np.uint16) for stream in streams]
     kept = np.asarray(np.stack(bits) >= round(rate * 2**16), like=x)
     scale = 1 / (1 - rate)
     y = x * kept * scale
@@ -22,7 +23,3 @@ def dropout(x, rate, seeds, layer):
         return dy * kept * scale
 
     return y, dropout_back
-
-
-def _generator(seed, layer):
-    return np.random.Generator(np.random.Philox(key=np.array([seed, layer], dtype=np.uint64)))
