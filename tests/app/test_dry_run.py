@@ -26,7 +26,8 @@ with open("/proc/self/status") as f:
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel that tells a process's peak is Linux")
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of a process's memory from Linux's /proc")
 @pytest.mark.parametrize("memory", settings.MEMORY)
 @pytest.mark.parametrize("network, batch", [({}, 64), (WIDE, 4)], ids=["small", "wide"])
 def test_the_memory_is_what_a_run_takes(tmp_path, monkeypatch, network, batch, memory):
